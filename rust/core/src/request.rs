@@ -1,0 +1,222 @@
+//! A request and its sequences.
+
+use crate::fork::ForkPoint;
+use crate::ids::{RowId, TokenId};
+use crate::prefix_cache::CacheKey;
+use crate::stop::{FinishReason, StopConditions};
+use crate::text::SequenceText;
+use crate::tokens::Tokens;
+
+/// What a caller asks for.
+pub struct NewRequest {
+    /// The caller's name for it, unique among live requests.
+    pub id: u64,
+    /// The prompt; at least one token.
+    pub prompt: Vec<TokenId>,
+    /// Sequences to generate from it.
+    pub num_sequences: u32,
+    /// When they end.
+    pub stop: StopConditions,
+    /// Rank under [`Policy::Priority`](crate::Policy::Priority): lower is sooner.
+    pub priority: i32,
+    /// What its cached content is shared under.
+    pub key: CacheKey,
+    /// The text of each sequence, if anyone wants it; forked for every sequence.
+    pub text: Option<Box<dyn SequenceText>>,
+    /// Whether an ending id adds to the text.
+    pub include_stop_in_text: bool,
+    /// Whether `update` reports each token.
+    pub stream: bool,
+}
+
+/// A sequence that has ended.
+#[derive(Clone, Debug)]
+pub struct SequenceResult {
+    /// Index within the request.
+    pub index: u32,
+    /// The generated tokens, an ending id included.
+    pub token_ids: Vec<TokenId>,
+    /// The generated text; empty without a text decoder.
+    pub text: String,
+    /// Sum of the tokens' log-probabilities.
+    pub cumulative_logprob: f64,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+}
+
+/// A request that has ended.
+#[derive(Clone, Debug)]
+pub struct RequestResult {
+    /// Its sequences, by index.
+    pub sequences: Vec<SequenceResult>,
+    /// Prompt tokens that were found in the prefix cache when it first ran.
+    pub num_cached_tokens: u32,
+    /// How often it gave up its blocks.
+    pub num_preemptions: u32,
+}
+
+/// One continuation of a request's prompt.
+pub(crate) struct Sequence {
+    pub(crate) output: Vec<TokenId>,
+    /// Its row, while the request runs.
+    pub(crate) row: Option<RowId>,
+    /// Where it will share the past of another; none once it holds blocks of its own.
+    pub(crate) fork: Option<ForkPoint>,
+    /// The batch that forked it: it runs from the next one on.
+    pub(crate) forked_by: u64,
+    /// Tokens whose keys and values are computed, or will be by a batch in flight.
+    pub(crate) num_computed: u32,
+    /// Tokens sampled by batches in flight: 0 or 1.
+    pub(crate) num_pending: u32,
+    /// Which sample of its batch the pending token is.
+    pub(crate) pending_sample: u32,
+    pub(crate) text: Option<Box<dyn SequenceText>>,
+    /// Bytes of the text already reported.
+    pub(crate) num_delivered: usize,
+    pub(crate) cumulative_logprob: f64,
+    pub(crate) finish_reason: Option<FinishReason>,
+}
+
+impl Sequence {
+    fn new(text: Option<Box<dyn SequenceText>>) -> Self {
+        Self {
+            output: Vec::new(),
+            row: None,
+            fork: None,
+            forked_by: 0,
+            num_computed: 0,
+            num_pending: 0,
+            pending_sample: 0,
+            text,
+            num_delivered: 0,
+            cumulative_logprob: 0.0,
+            finish_reason: None,
+        }
+    }
+
+    pub(crate) fn is_live(&self) -> bool {
+        self.finish_reason.is_none()
+    }
+
+    pub(crate) fn num_output(&self) -> u32 {
+        self.output.len() as u32
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    Waiting,
+    Running,
+    Finished,
+}
+
+/// Service order: smaller is served first and preempted last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    pub(crate) priority: i32,
+    pub(crate) arrival: u64,
+}
+
+pub(crate) struct Request {
+    pub(crate) id: u64,
+    pub(crate) rank: Rank,
+    pub(crate) status: Status,
+    pub(crate) prompt: Vec<TokenId>,
+    pub(crate) stop: StopConditions,
+    /// `stop.max_tokens`, or less where the context ends.
+    pub(crate) max_output: u32,
+    pub(crate) key: CacheKey,
+    pub(crate) include_stop_in_text: bool,
+    pub(crate) stream: bool,
+    pub(crate) sequences: Vec<Sequence>,
+    pub(crate) num_live: u32,
+    /// Samples of batches in flight that belong to it.
+    pub(crate) num_in_flight: u32,
+    pub(crate) num_cached_tokens: Option<u32>,
+    pub(crate) num_preemptions: u32,
+    pub(crate) has_output: bool,
+    /// Times it started to run; tells apart the rows of different runs.
+    pub(crate) run: u32,
+}
+
+impl Request {
+    pub(crate) fn new(new: NewRequest, rank: Rank, max_output: u32) -> Self {
+        let mut text = new.text;
+        let sequences = (0..new.num_sequences)
+            .map(|i| {
+                let is_last = i + 1 == new.num_sequences;
+                let own = if is_last { text.take() } else { text.as_ref().map(|t| t.fork()) };
+                Sequence::new(own)
+            })
+            .collect();
+        Self {
+            id: new.id,
+            rank,
+            status: Status::Waiting,
+            prompt: new.prompt,
+            stop: new.stop,
+            max_output,
+            key: new.key,
+            include_stop_in_text: new.include_stop_in_text,
+            stream: new.stream,
+            sequences,
+            num_live: new.num_sequences,
+            num_in_flight: 0,
+            num_cached_tokens: None,
+            num_preemptions: 0,
+            has_output: false,
+            run: 0,
+        }
+    }
+
+    pub(crate) fn prompt_len(&self) -> u32 {
+        self.prompt.len() as u32
+    }
+
+    /// The known tokens of a sequence.
+    pub(crate) fn tokens(&self, index: usize) -> Tokens<'_> {
+        Tokens::new(&self.prompt, &self.sequences[index].output)
+    }
+
+    /// Tokens of a sequence, the pending one included.
+    pub(crate) fn num_tokens(&self, index: usize) -> u32 {
+        let sequence = &self.sequences[index];
+        self.prompt_len() + sequence.num_output() + sequence.num_pending
+    }
+
+    /// Whether a sequence has something left to compute that is worth computing.
+    pub(crate) fn is_runnable(&self, index: usize) -> bool {
+        let sequence = &self.sequences[index];
+        sequence.is_live()
+            && sequence.fork.is_none()
+            && sequence.num_output() + sequence.num_pending < self.max_output
+    }
+
+    pub(crate) fn into_result(self) -> RequestResult {
+        let sequences = self
+            .sequences
+            .into_iter()
+            .enumerate()
+            .map(|(index, mut sequence)| {
+                let finish_reason = sequence.finish_reason.unwrap_or_else(|| {
+                    if let Some(text) = &mut sequence.text {
+                        text.finish();
+                    }
+                    FinishReason::Abort
+                });
+                SequenceResult {
+                    index: index as u32,
+                    token_ids: sequence.output,
+                    text: sequence.text.map_or_else(String::new, |text| text.text().to_owned()),
+                    cumulative_logprob: sequence.cumulative_logprob,
+                    finish_reason,
+                }
+            })
+            .collect();
+        RequestResult {
+            sequences,
+            num_cached_tokens: self.num_cached_tokens.unwrap_or(0),
+            num_preemptions: self.num_preemptions,
+        }
+    }
+}

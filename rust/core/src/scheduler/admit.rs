@@ -1,0 +1,108 @@
+//! Starting waiting requests.
+
+use super::arrays::BatchBuilder;
+use super::{InFlight, Scheduler, Slot};
+use crate::fork::{next_fork, plan_forks};
+use crate::ids::{RowId, num_blocks_for};
+use crate::kv_cache::PrefixHit;
+use crate::request::Status;
+
+impl Scheduler {
+    /// Starts requests in order until one does not fit; none overtakes it.
+    pub(super) fn admit_waiting(
+        &mut self,
+        builder: &mut BatchBuilder<'_, '_>,
+        record: &mut InFlight,
+    ) {
+        while builder.budget > 0
+            && let Some((_, &slot)) = self.waiting.first_key_value()
+        {
+            let request = self.request(slot);
+            let num_rows = request.num_live as usize;
+            // A token that is still in flight would be missing from the sequence's tokens.
+            if request.num_in_flight > 0 || self.free_rows.len() < num_rows {
+                return;
+            }
+            let (leader, mut hit) = self.find_start(slot);
+            if !self.has_room(slot, leader, &hit) {
+                hit.drop_partial(self.config.cache.block_size);
+            }
+            if !self.has_room(slot, leader, &hit) {
+                let is_alone = self.running.is_empty() && self.in_flight.is_empty();
+                assert!(!is_alone || self.kv.has_deferred(), "a request that fits cannot start");
+                return;
+            }
+            self.start(slot, leader, &hit);
+            let budget = builder.budget;
+            let is_planned = self.plan_sequence(slot, leader, budget, builder, record);
+            assert!(is_planned, "blocks were counted before");
+        }
+    }
+
+    /// Decides which sequence computes what, and how much of the first one is cached.
+    fn find_start(&mut self, slot: Slot) -> (usize, PrefixHit) {
+        let request = self.requests[slot as usize].as_mut().expect("a listed slot is taken");
+        let leader = plan_forks(request);
+        let tokens = request.tokens(leader);
+        // The last token must run, for its logits; and so must the last before a fork.
+        let limit = next_fork(request, leader).unwrap_or(tokens.len()).min(tokens.len()) - 1;
+        let hit = self.kv.find_prefix(&request.key, tokens, limit);
+        (leader, hit)
+    }
+
+    /// Whether the blocks for all tokens that the request's first sequence has are to be had, one
+    /// more for each sequence that runs, and room in the log for the hit.
+    fn has_room(&self, slot: Slot, leader: usize, hit: &PrefixHit) -> bool {
+        let cache = &self.config.cache;
+        let num_tokens = self.request(slot).num_tokens(leader);
+        let num_hit = hit.num_tokens / cache.block_size;
+        let groups = cache.groups.len() as u32;
+        let new: u32 = cache
+            .groups
+            .iter()
+            .map(|group| group.max_blocks(num_tokens, cache.block_size))
+            .map(|most| most.min(num_blocks_for(num_tokens, cache.block_size) - num_hit))
+            .sum();
+        let needed = new + hit.num_free_blocks() + self.num_active() * groups;
+        let chunk = self.config.max_num_batched_tokens / cache.block_size + 2;
+        let num_updates = (groups * (num_hit + chunk)) as usize;
+        let room = self.sizes.num_table_updates - self.kv.tables().updates().len();
+        needed <= self.kv.pool().num_free() && num_updates <= room
+    }
+
+    fn start(&mut self, slot: Slot, leader: usize, hit: &PrefixHit) {
+        let request = self.requests[slot as usize].as_mut().expect("a listed slot is taken");
+        self.waiting.remove(&request.rank);
+        request.status = Status::Running;
+        request.run += 1;
+        let mut leader_row = RowId::new(0);
+        for (index, sequence) in request.sequences.iter_mut().enumerate() {
+            if !sequence.is_live() {
+                continue;
+            }
+            let row = self.free_rows.pop().expect("counted before");
+            sequence.row = Some(row);
+            // All that it can need, so that decoding never allocates.
+            let max_output = request.max_output as usize;
+            sequence.output.reserve_exact(max_output - sequence.output.len());
+            self.num_parked += u32::from(index != leader);
+            self.row_fills.push((row, request.id, index as u32));
+            if index == leader {
+                leader_row = row;
+            }
+        }
+        self.kv.open_row(leader_row, &request.key);
+        let num_cached = self.kv.attach_prefix(leader_row, hit);
+        request.sequences[leader].num_computed = num_cached;
+        if request.num_cached_tokens.is_none() {
+            request.num_cached_tokens = Some(num_cached);
+            self.counters.num_prompt_tokens += u64::from(request.prompt_len());
+            self.counters.num_cached_prompt_tokens += u64::from(num_cached);
+        }
+        let rank = request.rank;
+        let at = self.running.partition_point(|other| {
+            self.requests[*other as usize].as_ref().is_some_and(|request| request.rank < rank)
+        });
+        self.running.insert(at, slot);
+    }
+}

@@ -1,0 +1,209 @@
+//! `update`: sampled tokens arrive, sequences end.
+
+use super::{InFlight, Sample, Scheduler};
+use crate::batch::Batch;
+use crate::error::Error;
+use crate::ids::TokenId;
+use crate::request::Status;
+use crate::stop::FinishReason;
+
+/// One token of a request that is streamed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delta {
+    /// The request.
+    pub request_id: u64,
+    /// Index of the sequence within it.
+    pub index: u32,
+    /// The token.
+    pub token_id: TokenId,
+    /// Text that became final with it; may be empty, and may belong to earlier tokens.
+    pub text: String,
+    /// Set on the last delta of a sequence.
+    pub finish_reason: Option<FinishReason>,
+}
+
+/// What a step led to. Reused from step to step.
+#[derive(Clone, Debug, Default)]
+pub struct StepOutput {
+    /// Per sample: whether the token counts. False for sequences that ended meanwhile.
+    pub accepted: Vec<bool>,
+    /// Requests that got their first token.
+    pub first_tokens: Vec<u64>,
+    /// Tokens of streamed requests.
+    pub deltas: Vec<Delta>,
+    /// Requests whose sequences have all ended; [`Scheduler::take_output`] has their results.
+    pub finished: Vec<u64>,
+}
+
+impl Scheduler {
+    /// Takes the tokens sampled for the oldest batch in flight, with their log-probabilities.
+    ///
+    /// This alone decides which sequences end.
+    ///
+    /// # Errors
+    /// `batch` is not the oldest in flight, or the lengths differ from its samples; nothing has
+    /// changed then.
+    pub fn update(
+        &mut self,
+        batch: &Batch,
+        token_ids: &[TokenId],
+        logprobs: &[f32],
+        output: &mut StepOutput,
+    ) -> Result<(), Error> {
+        let expected = self.in_flight.front().map_or(0, |record| record.id);
+        if batch.id != expected || expected == 0 {
+            return Err(Error::BatchOrder { verb: "updated", given: batch.id, expected });
+        }
+        let expected = batch.num_samples as usize;
+        for (name, actual) in [("token_ids", token_ids.len()), ("logprobs", logprobs.len())] {
+            if actual != expected {
+                return Err(Error::Shape { name, expected, actual });
+            }
+        }
+        output.accepted.clear();
+        output.first_tokens.clear();
+        output.deltas.clear();
+        output.finished.clear();
+        let record = self.in_flight.pop_front().expect("checked above");
+        self.kv.end_batch();
+        self.commit(&record);
+        for (i, sample) in record.samples.iter().enumerate() {
+            let is_accepted = self.accept(*sample, token_ids[i], logprobs[i], output);
+            output.accepted.push(is_accepted);
+        }
+        if !output.finished.is_empty() {
+            let requests = &self.requests;
+            self.running.retain(|slot| {
+                requests[*slot as usize]
+                    .as_ref()
+                    .is_some_and(|request| request.status == Status::Running)
+            });
+        }
+        self.recycle(record);
+        Ok(())
+    }
+
+    /// Takes back the newest batch in flight, whose forward pass failed or was interrupted: its
+    /// requests wait to be computed again, and nothing of it counts. Returns their ids.
+    ///
+    /// # Errors
+    /// `batch` is not the newest in flight.
+    pub fn requeue(&mut self, batch: &Batch) -> Result<Vec<u64>, Error> {
+        let expected = self.in_flight.back().map_or(0, |record| record.id);
+        if batch.id != expected || expected == 0 {
+            return Err(Error::BatchOrder { verb: "requeued", given: batch.id, expected });
+        }
+        let record = self.in_flight.pop_back().expect("checked above");
+        for sample in &record.samples {
+            let Some(request) = self.live(sample.slot, sample.arrival) else { continue };
+            request.num_in_flight -= 1;
+            request.sequences[sample.index as usize].num_pending -= 1;
+        }
+        let mut ids = Vec::new();
+        for row in &record.rows {
+            let Some(request) = self.live(row.slot, row.arrival) else { continue };
+            if request.status != Status::Running || request.run != row.run {
+                continue;
+            }
+            ids.push(request.id);
+            self.preempt(row.slot);
+        }
+        self.kv.cancel_batch();
+        self.recycle(record);
+        Ok(ids)
+    }
+
+    /// Makes the blocks that the batch completed findable.
+    fn commit(&mut self, record: &InFlight) {
+        for row in &record.rows {
+            let Some(request) = &self.requests[row.slot as usize] else { continue };
+            let index = row.index as usize;
+            if request.rank.arrival != row.arrival
+                || request.run != row.run
+                || request.sequences[index].row != Some(row.row)
+            {
+                continue;
+            }
+            self.kv.commit(row.row, request.tokens(index), row.end);
+        }
+    }
+
+    fn accept(
+        &mut self,
+        sample: Sample,
+        token: TokenId,
+        logprob: f32,
+        output: &mut StepOutput,
+    ) -> bool {
+        let Some(request) = self.live(sample.slot, sample.arrival) else { return false };
+        request.num_in_flight -= 1;
+        let sequence = &mut request.sequences[sample.index as usize];
+        sequence.num_pending -= 1;
+        if !sequence.is_live() {
+            return false;
+        }
+        sequence.output.push(token);
+        sequence.cumulative_logprob += f64::from(logprob);
+        let num_output = sequence.num_output();
+        let mut reason = request.stop.check_id(token, num_output);
+        if let Some(text) = &mut sequence.text
+            && (reason.is_none() || request.include_stop_in_text)
+        {
+            let may_stop = num_output >= request.stop.min_tokens;
+            let stopped = text.push(token, may_stop).map(FinishReason::StopString);
+            reason = reason.or(stopped);
+        }
+        let at_limit = num_output >= request.max_output;
+        reason = reason.or(at_limit.then_some(FinishReason::Length));
+        if let (Some(text), Some(_)) = (&mut sequence.text, reason) {
+            text.finish();
+        }
+        sequence.finish_reason = reason;
+        if !std::mem::replace(&mut request.has_output, true) {
+            output.first_tokens.push(request.id);
+        }
+        if request.stream {
+            let text = sequence.text.as_ref().map_or("", |text| text.text());
+            let delta = text[sequence.num_delivered..].to_owned();
+            sequence.num_delivered = text.len();
+            output.deltas.push(Delta {
+                request_id: request.id,
+                index: sample.index,
+                token_id: token,
+                text: delta,
+                finish_reason: reason,
+            });
+        }
+        self.counters.num_generated_tokens += 1;
+        if reason.is_some() {
+            self.end_sequence(sample, output);
+        }
+        true
+    }
+
+    fn end_sequence(&mut self, sample: Sample, output: &mut StepOutput) {
+        let request = self.requests[sample.slot as usize].as_mut().expect("it was live");
+        let index = sample.index as usize;
+        request.num_live -= 1;
+        if let Some(row) = request.sequences[index].row.take() {
+            self.kv.close_row(row);
+            self.free_rows.push(row);
+        }
+        debug_assert!(request.sequences[index].fork.is_none(), "a parked sequence is not sampled");
+        if request.num_live > 0 {
+            return;
+        }
+        if request.status == Status::Waiting {
+            self.waiting.remove(&request.rank);
+        }
+        request.status = Status::Finished;
+        self.counters.num_finished += 1;
+        output.finished.push(request.id);
+    }
+
+    fn recycle(&mut self, mut record: InFlight) {
+        record.rows.clear();
+        record.samples.clear();
+        self.spare.push(record);
+    }
+}
