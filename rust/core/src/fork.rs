@@ -28,6 +28,7 @@ pub(crate) fn plan_forks(request: &mut Request) -> usize {
     order.sort_by(|a, b| sequences[*a].output.cmp(&sequences[*b].output).then(a.cmp(b)));
     let leader = order[0];
     request.sequences[leader].fork = None;
+    request.num_parked = order.len() as u32 - 1;
     for pair in order.windows(2) {
         let (previous, index) = (pair[0], pair[1]);
         let (a, b) = (&request.sequences[previous].output, &request.sequences[index].output);
@@ -47,7 +48,7 @@ pub(crate) fn plan_forks(request: &mut Request) -> usize {
 
 /// The nearest position at which another sequence waits to fork from sequence `index`.
 pub(crate) fn next_fork(request: &Request, index: usize) -> Option<u32> {
-    if request.sequences.len() == 1 {
+    if request.num_parked == 0 {
         return None;
     }
     request

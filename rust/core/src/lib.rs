@@ -62,6 +62,7 @@ mod kv_cache;
 mod prefix_cache;
 mod request;
 mod scheduler;
+pub mod simulator;
 mod stats;
 mod stop;
 pub mod text;

@@ -130,6 +130,8 @@ pub(crate) struct Request {
     pub(crate) stream: bool,
     pub(crate) sequences: Vec<Sequence>,
     pub(crate) num_live: u32,
+    /// Sequences that have a fork point.
+    pub(crate) num_parked: u32,
     /// Samples of batches in flight that belong to it.
     pub(crate) num_in_flight: u32,
     pub(crate) num_cached_tokens: Option<u32>,
@@ -161,6 +163,7 @@ impl Request {
             stream: new.stream,
             sequences,
             num_live: new.num_sequences,
+            num_parked: 0,
             num_in_flight: 0,
             num_cached_tokens: None,
             num_preemptions: 0,

@@ -54,6 +54,16 @@ struct Sample {
     index: u32,
 }
 
+/// The head of the queue did not fit.
+#[derive(Clone, Copy, Debug)]
+struct Blocked {
+    arrival: u64,
+    /// Blocks that it needs for itself.
+    num_blocks: u32,
+    /// The batch from which on it is looked at again in any case.
+    retry_at: u64,
+}
+
 #[derive(Debug, Default)]
 struct InFlight {
     id: u64,
@@ -70,6 +80,7 @@ pub struct Scheduler {
     vacant: Vec<Slot>,
     slot_of: HashMap<u64, Slot, FixedState>,
     waiting: BTreeMap<Rank, Slot>,
+    blocked: Option<Blocked>,
     /// Sorted by rank.
     running: Vec<Slot>,
     free_rows: Vec<RowId>,
@@ -104,6 +115,7 @@ impl Scheduler {
             vacant: Vec::new(),
             slot_of: HashMap::default(),
             waiting: BTreeMap::new(),
+            blocked: None,
             running: Vec::with_capacity(rows as usize),
             free_rows: (0..rows).rev().map(RowId::new).collect(),
             num_parked: 0,
@@ -260,7 +272,10 @@ impl Scheduler {
         for sequence in request.sequences.iter_mut().rev() {
             let Some(row) = sequence.row.take() else { continue };
             match sequence.fork.take() {
-                Some(_) => self.num_parked -= 1,
+                Some(_) => {
+                    request.num_parked -= 1;
+                    self.num_parked -= 1;
+                }
                 None => self.kv.close_row(row),
             }
             num_lost += u64::from(std::mem::take(&mut sequence.num_computed));

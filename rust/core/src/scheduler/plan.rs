@@ -135,11 +135,10 @@ impl Scheduler {
         builder: &mut BatchBuilder<'_, '_>,
         record: &mut InFlight,
     ) {
-        let num_sequences = self.request(slot).sequences.len();
-        if num_sequences == 1 {
+        if self.request(slot).num_parked == 0 {
             return;
         }
-        for child in 0..num_sequences {
+        for child in 0..self.request(slot).sequences.len() {
             let request = self.request_mut(slot);
             let is_due = request.sequences[child].is_live()
                 && request.sequences[child]
@@ -155,6 +154,7 @@ impl Scheduler {
             sequence.num_computed = at;
             sequence.forked_by = record.id;
             let is_complete = request.num_tokens(child) == at;
+            request.num_parked -= 1;
             self.num_parked -= 1;
             self.kv.fork(parent_row, row, at);
             if is_complete {

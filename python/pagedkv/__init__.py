@@ -1,0 +1,84 @@
+"""pagedkv: LLM inference with a paged KV cache.
+
+    from pagedkv import LLM, SamplingParams
+
+    llm = LLM("demo")
+    outputs = llm.generate(["Once upon a time"], SamplingParams(max_tokens=40))
+
+Names are imported when they are first used, so that ``import pagedkv`` costs milliseconds and
+needs neither a GPU nor torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pagedkv.config import EngineConfig
+    from pagedkv.engine import LLMEngine
+    from pagedkv.errors import (
+        EngineClosedError,
+        ModelLoadError,
+        PagedKVError,
+        UnsupportedModelError,
+    )
+    from pagedkv.llm import LLM
+    from pagedkv.outputs import (
+        CompletionOutput,
+        Logprob,
+        RequestMetrics,
+        RequestOutput,
+        StreamDelta,
+    )
+    from pagedkv.sampling_params import SamplingParams
+
+    __version__: str
+
+_HOME = {
+    "CompletionOutput": "outputs",
+    "EngineClosedError": "errors",
+    "EngineConfig": "config",
+    "LLM": "llm",
+    "LLMEngine": "engine",
+    "Logprob": "outputs",
+    "ModelLoadError": "errors",
+    "PagedKVError": "errors",
+    "RequestMetrics": "outputs",
+    "RequestOutput": "outputs",
+    "SamplingParams": "sampling_params",
+    "StreamDelta": "outputs",
+    "UnsupportedModelError": "errors",
+}
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "EngineClosedError",
+    "EngineConfig",
+    "LLMEngine",
+    "Logprob",
+    "ModelLoadError",
+    "PagedKVError",
+    "RequestMetrics",
+    "RequestOutput",
+    "SamplingParams",
+    "StreamDelta",
+    "UnsupportedModelError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("pagedkv._core").VERSION
+    if name not in _HOME:
+        msg = f"module 'pagedkv' has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = getattr(importlib.import_module(f"pagedkv.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,192 @@
+"""What a caller gave, checked against the model: everything that can be wrong is found before anything starts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pagedkv.errors import QueueFullError
+from pagedkv.outputs import RequestMetrics
+from pagedkv.request_state import RequestState
+from pagedkv.requests import (
+    Prompt,
+    check_prompt_length,
+    check_token_ids,
+    normalize_params,
+    normalize_priorities,
+    normalize_prompts,
+)
+
+if TYPE_CHECKING:
+    from pagedkv.config import EngineConfig
+    from pagedkv.sampling_params import SamplingParams
+    from pagedkv.startup import EngineParts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """A request that was checked against the model and may be submitted.
+
+    Attributes:
+        prompt: its text, and its cache salt.
+        token_ids: its ids.
+        params: its parameters.
+        priority: lower is sooner, under ``scheduling_policy="priority"``.
+        where: how messages call its prompt.
+    """
+
+    prompt: Prompt
+    token_ids: list[int]
+    params: SamplingParams
+    priority: int
+    where: str
+
+
+def prepare_requests(
+    config: EngineConfig,
+    parts: EngineParts,
+    prompts: Any,
+    sampling_params: Any,
+    *,
+    prompt_token_ids: Any,
+    priority: Any,
+) -> list[EngineRequest]:
+    """Checks and encodes the prompts of a call; changes nothing.
+
+    Raises:
+        TypeError: something of the wrong type; prompts are named by their index.
+        ValueError: something out of range.
+    """
+    normalized = normalize_prompts(prompts, prompt_token_ids)
+    params = normalize_params(sampling_params, len(normalized))
+    priorities = normalize_priorities(priority, len(normalized))
+    if any(priorities) and config.scheduling_policy != "priority":
+        msg = "priority needs scheduling_policy='priority' when the engine is made"
+        raise ValueError(msg)
+    # One object for all prompts is checked once.
+    for checked in {id(entry): entry for entry in params}.values():
+        _check_params(checked, config, parts)
+    return [
+        EngineRequest(
+            prompt=prompt,
+            token_ids=_token_ids(prompt, parts, where=f"prompts[{i}]"),
+            params=params[i],
+            priority=priorities[i],
+            where=f"prompts[{i}]",
+        )
+        for i, prompt in enumerate(normalized)
+    ]
+
+
+def new_state(
+    request: EngineRequest,
+    parts: EngineParts,
+    *,
+    request_id: str,
+    core_id: int,
+    seed: int,
+    is_streamed: bool,
+) -> RequestState:
+    """What the engine keeps of a request.
+
+    Args:
+        request: the prepared request.
+        parts: the engine's parts.
+        request_id: the caller's name for it.
+        core_id: the core's number.
+        seed: the seed to use.
+        is_streamed: deltas are wanted.
+    """
+    params = request.params
+    decoder = None
+    if params.detokenize and parts.tokenizer is not None:
+        decoder = parts.tokenizer.make_text_decoder(
+            request.token_ids,
+            stop=params.stop,
+            include_stop_str_in_output=params.include_stop_str_in_output,
+            skip_special_tokens=params.skip_special_tokens,
+            spaces_between_special_tokens=params.spaces_between_special_tokens,
+        )
+    eos_token_ids = () if params.ignore_eos else parts.eos_token_ids
+    return RequestState(
+        request_id=request_id,
+        core_id=core_id,
+        prompt=request.prompt.text,
+        prompt_token_ids=request.token_ids,
+        params=params,
+        seed=seed,
+        ending_ids=sorted({*eos_token_ids, *params.stop_token_ids}),
+        metrics=RequestMetrics(arrival_time=time.monotonic()),
+        is_streamed=is_streamed,
+        decoder=decoder,
+    )
+
+
+def add_to_core(request: EngineRequest, parts: EngineParts, state: RequestState) -> None:
+    """Queues a request with the scheduler.
+
+    Raises:
+        RequestTooLongError: it can never fit; nothing has changed then.
+        QueueFullError: the queue is full; nothing has changed then.
+    """
+    params = request.params
+    max_model_len = parts.loaded.max_model_len
+    max_tokens = min(params.max_tokens or max_model_len, max_model_len)
+    try:
+        parts.scheduler.add_request(
+            state.core_id,
+            request.token_ids,
+            n=params.n,
+            max_tokens=max_tokens,
+            min_tokens=min(params.min_tokens, max_tokens),
+            eos_token_ids=parts.eos_token_ids,
+            stop_token_ids=params.stop_token_ids,
+            ignore_eos=params.ignore_eos,
+            include_stop_in_text=params.include_stop_str_in_output,
+            priority=request.priority,
+            cache_salt=request.prompt.cache_salt,
+            text=state.decoder,
+            stop_strings=params.stop,
+            stream=state.is_streamed,
+        )
+    except (QueueFullError, ValueError) as error:
+        msg = f"{request.where}: {error}"
+        raise type(error)(msg) from error
+
+
+def _check_params(params: SamplingParams, config: EngineConfig, parts: EngineParts) -> None:
+    vocab_size = parts.loaded.vocab_size
+    if params.n > config.max_num_seqs:
+        msg = f"n must be at most max_num_seqs ({config.max_num_seqs}), got {params.n}; raise max_num_seqs or lower n"
+        raise ValueError(msg)
+    if params.logprobs is not None and params.logprobs > config.max_logprobs:
+        msg = f"logprobs must be at most max_logprobs ({config.max_logprobs}), got {params.logprobs}; raise max_logprobs"
+        raise ValueError(msg)
+    if params.stop and parts.tokenizer is None:
+        msg = "stop strings need a tokenizer, but the engine has none (skip_tokenizer_init=True)"
+        raise ValueError(msg)
+    for i, token_id in enumerate(params.stop_token_ids):
+        if token_id >= vocab_size:
+            msg = (
+                f"stop_token_ids[{i}]={token_id} is outside the vocabulary (0 to {vocab_size - 1})"
+            )
+            raise ValueError(msg)
+    if params.min_tokens and len(set(params.stop_token_ids)) >= vocab_size:
+        msg = "min_tokens leaves no token to generate: stop_token_ids names the whole vocabulary"
+        raise ValueError(msg)
+
+
+def _token_ids(prompt: Prompt, parts: EngineParts, *, where: str) -> list[int]:
+    token_ids = prompt.token_ids
+    if token_ids is None:
+        if parts.tokenizer is None:
+            msg = f"{where} is a text, but the engine has no tokenizer (skip_tokenizer_init=True); give token ids"
+            raise ValueError(msg)
+        token_ids = parts.tokenizer.encode(prompt.text or "")
+        where_ids = f"{where} (as its tokenizer encodes it)"
+    else:
+        where_ids = where
+    check_token_ids(token_ids, vocab_size=parts.loaded.vocab_size, where=where_ids)
+    check_prompt_length(len(token_ids), max_model_len=parts.loaded.max_model_len, where=where)
+    return [int(token_id) for token_id in token_ids]

@@ -1,0 +1,179 @@
+"""One batch from its arrays to its tokens, whatever one of its sequences does to the model."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pagedkv.models.padding import padded_rows
+from pagedkv.sampling.sampler import SampledTokens, SampleTargets
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from pagedkv._core import Batch
+    from pagedkv.attention.base import StepInputs
+    from pagedkv.model_runner import ModelRunner
+    from pagedkv.sampling.logprobs import TopLogprobs
+    from pagedkv.sampling.sampler import Sampler
+    from pagedkv.step_buffers import StepArena
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class BatchOutcome:
+    """What a batch led to.
+
+    Attributes:
+        token_ids: [S] int32; 0 for samples of failed rows.
+        logprobs: [S] float32; 0 for samples of failed rows.
+        top: reports of the samples that asked for log-probabilities.
+        failures: what went wrong, by row id.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    logprobs: npt.NDArray[np.float32]
+    top: list[TopLogprobs] = field(default_factory=list)
+    failures: dict[int, str] = field(default_factory=dict)
+
+
+class BatchRunner:
+    """Runs batches through the model and the sampler.
+
+    When a forward pass fails, the batch is run again in halves, down to single rows. A step writes the same keys and values
+    to the same slots however often it runs, so that what succeeds stays and the rows that fail alone are named.
+    """
+
+    def __init__(self, *, runner: ModelRunner, sampler: Sampler, arena: StepArena) -> None:
+        """Keeps the parts; allocates nothing."""
+        self._runner = runner
+        self._sampler = sampler
+        self._arena = arena
+
+    def run(self, batch: Batch) -> BatchOutcome:
+        """Runs a scheduled batch.
+
+        Raises:
+            BaseException: what is no ``Exception``, such as KeyboardInterrupt; the batch is then to be requeued.
+        """
+        step = self._arena.inputs(batch, num_tokens_padded=padded_rows(batch.num_tokens))
+        targets = self._targets(batch)
+        try:
+            sampled = self._sampler.sample(self._runner.forward(step), targets)
+        except Exception as error:  # noqa: BLE001 - whatever a model raises ends its request, not the engine
+            logger.warning(
+                "a step of %d rows failed (%s); looking for the row", step.num_rows, error
+            )
+            outcome = self._run_in_parts(step, targets, error)
+        else:
+            outcome = BatchOutcome(
+                token_ids=sampled.token_ids, logprobs=sampled.logprobs, top=sampled.top
+            )
+        _note_nan(outcome, targets)
+        self._sampler.count(targets, outcome.token_ids)
+        return outcome
+
+    def _targets(self, batch: Batch) -> SampleTargets:
+        arrays, count = self._arena.arrays, batch.num_samples
+        return SampleTargets(
+            rows=arrays["sample_rows"][:count],
+            sample_index=arrays["sample_index"][:count],
+            positions=arrays["sample_positions"][:count],
+        )
+
+    def _run_in_parts(
+        self, step: StepInputs, targets: SampleTargets, error: Exception
+    ) -> BatchOutcome:
+        outcome = BatchOutcome(
+            token_ids=np.zeros(targets.rows.size, dtype=np.int32),
+            logprobs=np.zeros(targets.rows.size, dtype=np.float32),
+        )
+        # Copies are repeated until a part has succeeded: before that nothing of the step is kept, after that a copy
+        # would overwrite what the part wrote.
+        copies = step.block_copies
+        pending = _halves(range(step.num_rows)) if step.num_rows > 1 else []
+        if not pending:
+            outcome.failures[int(step.row_ids[0])] = _describe(error)
+        while pending:
+            rows = pending.pop()
+            part, samples = select_rows(step, rows)
+            part = replace(part, block_copies=copies)
+            part_targets = targets.take(samples)
+            try:
+                sampled = self._sampler.sample(self._runner.forward(part), part_targets)
+            except Exception as part_error:  # noqa: BLE001 - see `run`
+                if len(rows) > 1:
+                    pending += _halves(rows)
+                    continue
+                outcome.failures[int(step.row_ids[rows[0]])] = _describe(part_error)
+            else:
+                copies = copies[:0]
+                _merge(outcome, sampled, samples)
+        return outcome
+
+
+def select_rows(step: StepInputs, rows: Sequence[int]) -> tuple[StepInputs, npt.NDArray[np.int64]]:
+    """A step with some of the rows, and without block copies.
+
+    Args:
+        step: the whole step, on a CPU.
+        rows: places among its rows, ascending.
+
+    Returns:
+        The smaller step, and the indices of its samples among the samples of the whole.
+    """
+    starts = step.query_start_loc.numpy()
+    ranges = [np.arange(starts[row], starts[row + 1]) for row in rows]
+    tokens = np.concatenate(ranges)
+    logits_indices = step.logits_indices.numpy()
+    owners = np.searchsorted(starts, logits_indices, side="right") - 1
+    samples = np.flatnonzero(np.isin(owners, np.asarray(rows)))
+    lengths = [part.size for part in ranges]
+    places = np.searchsorted(tokens, logits_indices[samples]).astype(np.int32)
+    chosen = torch.from_numpy(np.asarray(rows, dtype=np.int64))
+    at = torch.from_numpy(tokens.astype(np.int64))
+    selected = replace(
+        step,
+        row_ids=step.row_ids[chosen],
+        query_start_loc=torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)),
+        seq_lens=step.seq_lens[chosen],
+        input_ids=step.input_ids[at],
+        positions=step.positions[at],
+        slot_mapping=step.slot_mapping[:, at].contiguous(),
+        logits_indices=torch.from_numpy(places),
+        block_copies=step.block_copies[:0],
+        num_tokens_padded=padded_rows(tokens.size),
+    )
+    return selected, samples
+
+
+def _halves(rows: Sequence[int]) -> list[Sequence[int]]:
+    """Both halves, the first one last: a stack hands it out first."""
+    middle = len(rows) // 2
+    return [rows[middle:], rows[:middle]]
+
+
+def _merge(outcome: BatchOutcome, part: SampledTokens, samples: npt.NDArray[np.int64]) -> None:
+    outcome.token_ids[samples] = part.token_ids
+    outcome.logprobs[samples] = part.logprobs
+    outcome.top += [replace(report, sample=int(samples[report.sample])) for report in part.top]
+
+
+def _note_nan(outcome: BatchOutcome, targets: SampleTargets) -> None:
+    """Rows whose logits held a NaN have failed: no token of theirs means anything."""
+    is_nan = np.isnan(outcome.logprobs)
+    if is_nan.any():
+        for row in targets.rows[is_nan].tolist():
+            outcome.failures[row] = "the model's logits are not a number (NaN)"
+        outcome.logprobs[is_nan] = 0.0
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

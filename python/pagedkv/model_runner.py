@@ -1,0 +1,91 @@
+"""One forward pass of a batch: from the step's arrays to the logits of the sampled positions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from pagedkv.attention.context import StepContext, step_context
+from pagedkv.models.padding import ROW_MULTIPLE, padded_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+    from pagedkv.attention.base import AttentionBackend, LayerSpec, StepInputs
+
+
+class ModelRunner:
+    """Runs a model, whose attention is ours, over flattened batches."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layers: Mapping[int, LayerSpec],
+        backend: AttentionBackend,
+        device: torch.device,
+        max_num_batched_tokens: int,
+        vocab_size: int,
+    ) -> None:
+        """Reserves the padded inputs of the largest batch.
+
+        Args:
+            model: A causal language model loaded by `pagedkv.models.load_model`.
+            layers: Its attention layers by index.
+            backend: The attention backend over the KV cache.
+            device: Where the model is.
+            max_num_batched_tokens: The most tokens a batch can have.
+            vocab_size: Logits beyond it, which some models pad, are left out.
+        """
+        self._model = model
+        self._vocab_size = vocab_size
+        self._context = StepContext(backend=backend, layers=layers)
+        capacity = padded_rows(max_num_batched_tokens)
+        self._input_ids = torch.zeros(1, capacity, dtype=torch.long, device=device)
+        self._positions = torch.zeros(1, capacity, dtype=torch.long, device=device)
+
+    @torch.inference_mode()
+    def forward(self, step: StepInputs) -> torch.Tensor:
+        """Runs the batch: block copies, keys and values into their slots, logits of the sampled positions.
+
+        Args:
+            step: The batch. ``num_tokens_padded`` comes from `pagedkv.models.padded_rows`.
+
+        Returns:
+            [S, vocabulary] float32 on the model's device, valid until the caller drops it.
+        """
+        backend = self._context.backend
+        backend.plan(step)
+        if step.block_copies.shape[0]:
+            backend.copy_blocks(step.block_copies)
+        num_samples = step.logits_indices.shape[0]
+        input_ids, positions = self._padded_inputs(step)
+        with step_context(self._context):
+            output = self._model(
+                input_ids=input_ids,
+                position_ids=positions,
+                use_cache=False,
+                logits_to_keep=_padded_indices(step.logits_indices, input_ids.device),
+            )
+        logits: torch.Tensor = output.logits
+        return logits[0, :num_samples, : self._vocab_size].float()
+
+    def _padded_inputs(self, step: StepInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        num_tokens, num_padded = step.num_tokens, step.num_tokens_padded
+        input_ids = self._input_ids[:, :num_padded]
+        positions = self._positions[:, :num_padded]
+        input_ids[0, :num_tokens] = step.input_ids
+        positions[0, :num_tokens] = step.positions
+        input_ids[0, num_tokens:] = 0
+        positions[0, num_tokens:] = 0
+        return input_ids, positions
+
+
+def _padded_indices(indices: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The sampled positions [S] as int64, followed by zeros up to a padded row count (of at least one pad unit)."""
+    padded = torch.zeros(max(padded_rows(indices.shape[0]), ROW_MULTIPLE), dtype=torch.long)
+    padded[: indices.shape[0]] = indices
+    return padded.to(device)

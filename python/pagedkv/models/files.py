@@ -1,0 +1,124 @@
+"""The files of a model: a folder on this machine or a repository on the hub, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from pagedkv.errors import ModelLoadError
+
+_DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+_NOT_DOWNLOADED = ["original/*", "consolidated*", "*.gguf", "*.onnx"]
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def resolve_model_folder(model: str | Path, *, revision: str | None, with_code: bool) -> Path:
+    """The folder that holds the model's files; a hub id is downloaded, or taken from the local cache.
+
+    Args:
+        model: A folder, or an id such as ``organisation/name``.
+        revision: Branch, tag or commit of a hub id.
+        with_code: Fetch Python files too, for models with code of their own.
+
+    Raises:
+        ModelLoadError: There is no such folder or id, or the hub cannot be reached.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(model)
+    if folder.exists():
+        msg = f"model {name!r} is a file; give the folder that holds config.json and the weights"
+        raise ModelLoadError(msg)
+    # An id has one slash at the most and does not begin like a path.
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name:
+        msg = f"model folder {name!r} does not exist"
+        raise ModelLoadError(msg)
+    return _download(name, revision=revision, with_code=with_code)
+
+
+def check_model_files(folder: Path) -> None:
+    """Checks that a folder is a model with whole safetensors weights; reads only headers.
+
+    Raises:
+        ModelLoadError: config.json or weights are missing, weights are pickles, or a file is cut short.
+    """
+    if not (folder / "config.json").is_file():
+        msg = f"{str(folder)!r} is not a model: it has no config.json"
+        raise ModelLoadError(msg)
+    _read_json(folder / "config.json")
+    for path in _weight_files(folder):
+        _check_weight_file(path)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map = _read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            msg = f"{str(index)!r} has no 'weight_map'; download the model again"
+            raise ModelLoadError(msg)
+        return [folder / str(name) for name in sorted(set(weight_map.values()))]
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        msg = (
+            f"{str(folder)!r} has weights in pickle format only ({pickles[0]}), which can run code "
+            "when loaded; convert them once with transformers: "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+        )
+        raise ModelLoadError(msg)
+    msg = f"{str(folder)!r} has no weights: neither model.safetensors nor model.safetensors.index.json"
+    raise ModelLoadError(msg)
+
+
+def _check_weight_file(path: Path) -> None:
+    if not path.is_file():
+        msg = f"weight file {str(path)!r} is missing; download the model again"
+        raise ModelLoadError(msg)
+    try:
+        # Opening compares the header's offsets with the length of the file.
+        with safe_open(path, framework="pt") as _:
+            pass
+    except (SafetensorError, OSError) as error:
+        msg = f"weight file {str(path)!r} is damaged or cut short ({error}); download it again"
+        raise ModelLoadError(msg) from error
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        msg = f"{str(path)!r} cannot be read as JSON ({error})"
+        raise ModelLoadError(msg) from error
+    if not isinstance(content, dict):
+        msg = f"{str(path)!r} must hold a JSON object, got {type(content).__name__}"
+        raise ModelLoadError(msg)
+    return content
+
+
+def _download(name: str, *, revision: str | None, with_code: bool) -> Path:
+    patterns = [*_DOWNLOADED, "*.py"] if with_code else _DOWNLOADED
+    try:
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=patterns, ignore_patterns=_NOT_DOWNLOADED
+        )
+    except HFValidationError as error:
+        msg = f"model {name!r} is neither a folder nor a valid hub id ({error})"
+        raise ModelLoadError(msg) from error
+    except LocalEntryNotFoundError as error:
+        msg = (
+            f"model {name!r} is not a folder here, is not in the local hub cache, and the hub cannot "
+            "be reached (offline, or HF_HUB_OFFLINE is set); give a folder, or connect"
+        )
+        raise ModelLoadError(msg) from error
+    except (HfHubHTTPError, OSError) as error:
+        msg = f"model {name!r} cannot be fetched from the hub: {error}"
+        raise ModelLoadError(msg) from error
+    return Path(folder)

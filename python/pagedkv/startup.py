@@ -1,0 +1,198 @@
+"""From a configuration to the parts of an engine."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from pagedkv import _core
+from pagedkv.attention import create_backend, resolve_backend
+from pagedkv.batch_runner import BatchRunner
+from pagedkv.kv_cache import KvCache
+from pagedkv.kv_sizing import log_kv_size, size_kv_cache
+from pagedkv.model_runner import ModelRunner
+from pagedkv.models.loading import load_model
+from pagedkv.sampling.sampler import Sampler
+from pagedkv.step_buffers import StepArena
+from pagedkv.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from pagedkv.config import EngineConfig
+    from pagedkv.kv_sizing import KvSize
+    from pagedkv.models.loading import LoadedModel
+    from pagedkv.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+DEMO_MODEL = "demo"
+_CPU_BATCHED_TOKENS = 2048
+_GPU_BATCHED_TOKENS = 8192
+
+
+@dataclass(slots=True, kw_only=True)
+class EngineParts:
+    """What an engine is made of.
+
+    Attributes:
+        scheduler: requests, their order and their blocks.
+        arena: the step arrays.
+        batches: runs a batch.
+        sampler: per-row sampling state.
+        tokenizer: None with ``skip_tokenizer_init``.
+        loaded: the model and its facts.
+        kv_cache: the memory of keys and values.
+        kv_size: its size.
+        eos_token_ids: ids that end a sequence.
+    """
+
+    scheduler: _core.Scheduler
+    arena: StepArena
+    batches: BatchRunner
+    sampler: Sampler
+    tokenizer: Tokenizer | None
+    loaded: LoadedModel
+    kv_cache: KvCache
+    kv_size: KvSize
+    eos_token_ids: tuple[int, ...]
+
+
+def build_engine(config: EngineConfig) -> EngineParts:
+    """Loads tokenizer and model and reserves all memory.
+
+    Raises:
+        ModelLoadError: model or tokenizer cannot be loaded.
+        UnsupportedModelError: the model cannot run on a paged KV cache.
+        ValueError: a setting does not fit the model or the machine.
+    """
+    started = time.monotonic()
+    device = resolve_device(config.device)
+    backend_name = resolve_backend(config.attention_backend, device)
+    name = demo_folder() if str(config.model) == DEMO_MODEL else config.model
+    loaded = load_model(
+        name,
+        revision=config.revision,
+        dtype=config.dtype,
+        device=device,
+        max_model_len=config.max_model_len,
+        trust_remote_code=config.trust_remote_code,
+    )
+    tokenizer = None
+    if not config.skip_tokenizer_init:
+        tokenizer = load_tokenizer(
+            config.tokenizer or loaded.folder, trust_remote_code=config.trust_remote_code
+        )
+        _warn_of_foreign_tokenizer(tokenizer, loaded)
+    parts = assemble(config, loaded, tokenizer, backend_name=backend_name)
+    logger.info("engine ready after %.1f s", time.monotonic() - started)
+    return parts
+
+
+def assemble(
+    config: EngineConfig,
+    loaded: LoadedModel,
+    tokenizer: Tokenizer | None,
+    *,
+    backend_name: str,
+) -> EngineParts:
+    """Builds an engine's parts around a model in memory.
+
+    Raises:
+        ValueError: the KV cache cannot hold one sequence of the longest context.
+    """
+    max_num_batched_tokens = config.max_num_batched_tokens or max(
+        _CPU_BATCHED_TOKENS if loaded.device.type == "cpu" else _GPU_BATCHED_TOKENS,
+        config.max_num_seqs,
+    )
+    kv_size = size_kv_cache(loaded, config, max_num_batched_tokens=max_num_batched_tokens)
+    log_kv_size(kv_size, loaded)
+    kv_cache = KvCache(
+        loaded.geometry,
+        num_blocks=kv_size.num_blocks,
+        block_size=config.block_size,
+        dtype=loaded.dtype,
+        device=loaded.device,
+    )
+    layers = {layer.layer_idx: layer for layer in loaded.geometry.layers}
+    backend = create_backend(
+        backend_name, layers=layers, caches=kv_cache.layers, device=loaded.device
+    )
+    runner = ModelRunner(
+        loaded.model,
+        layers=layers,
+        backend=backend,
+        device=loaded.device,
+        max_num_batched_tokens=max_num_batched_tokens,
+        vocab_size=loaded.vocab_size,
+    )
+    sampler = Sampler(
+        max_num_seqs=config.max_num_seqs, vocab_size=loaded.vocab_size, device=loaded.device
+    )
+    scheduler = _core.Scheduler(
+        num_blocks=kv_size.num_blocks,
+        block_size=config.block_size,
+        kv_groups=loaded.geometry.scheduler_groups,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=loaded.max_model_len,
+        max_num_waiting=config.max_num_waiting,
+        policy=config.scheduling_policy,
+        enable_prefix_caching=config.enable_prefix_caching,
+        hash_key=secrets.randbits(64),
+    )
+    arena = StepArena(scheduler.sizes)
+    eos_token_ids = set(loaded.eos_token_ids)
+    if tokenizer is not None:
+        eos_token_ids.update(tokenizer.eos_token_ids)
+    return EngineParts(
+        scheduler=scheduler,
+        arena=arena,
+        batches=BatchRunner(runner=runner, sampler=sampler, arena=arena),
+        sampler=sampler,
+        tokenizer=tokenizer,
+        loaded=loaded,
+        kv_cache=kv_cache,
+        kv_size=kv_size,
+        eos_token_ids=tuple(sorted(t for t in eos_token_ids if t < loaded.vocab_size)),
+    )
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The torch device that ``device`` means.
+
+    Raises:
+        ValueError: it names no device, or one that is not there.
+    """
+    if isinstance(device, str) and device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        msg = f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}"
+        raise ValueError(msg) from error
+    if resolved.type not in ("cpu", "cuda"):
+        msg = f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}"
+        raise ValueError(msg)
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        msg = f"device={device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices"
+        raise ValueError(msg)
+    return resolved
+
+
+def demo_folder() -> Path:
+    """Where the bundled model is."""
+    return Path(__file__).parent / "demo"
+
+
+def _warn_of_foreign_tokenizer(tokenizer: Tokenizer, loaded: LoadedModel) -> None:
+    if tokenizer.vocab_size > loaded.vocab_size:
+        logger.warning(
+            "the tokenizer has %d tokens and the model %d; a prompt that needs the others is refused",
+            tokenizer.vocab_size,
+            loaded.vocab_size,
+        )

@@ -1,0 +1,34 @@
+//! `pagedkv._core`: the Rust crates as seen from Python.
+use pyo3::prelude::*;
+
+mod arguments;
+mod buffers;
+mod cpu;
+mod error;
+mod kv_cache;
+mod kv_sequences;
+mod results;
+mod scheduler;
+mod text;
+mod views;
+
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+    #[pymodule_export]
+    use crate::buffers::StepBuffers;
+    #[pymodule_export]
+    use crate::cpu::{
+        copy_blocks, gelu, gelu_tanh, gumbel_noise, kv_write, num_threads, paged_attention,
+        set_num_threads, silu,
+    };
+    #[pymodule_export]
+    use crate::kv_cache::{KvCacheManager, SequenceHandle};
+    #[pymodule_export]
+    use crate::results::{Batch, RequestResult, SequenceResult, StepOutput};
+    #[pymodule_export]
+    use crate::scheduler::Scheduler;
+    #[pymodule_export]
+    use crate::text::{TextDecoder, TokenTable};
+}

@@ -1,0 +1,130 @@
+//! NumPy arrays as the strided views that the CPU kernels take, without copies.
+
+use numpy::{
+    Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArray,
+    PyUntypedArrayMethods, dtype,
+};
+use pagedkv_cpu::{View, ViewMut, bf16, f16};
+use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+
+/// An array element whose memory may be seen as an `E`.
+///
+/// # Safety
+/// Same size, alignment no larger, every bit pattern valid.
+pub(crate) unsafe trait SeenAs<E>: Element {}
+
+// SAFETY: the same type.
+unsafe impl SeenAs<f32> for f32 {}
+// SAFETY: the same type.
+unsafe impl SeenAs<i32> for i32 {}
+// SAFETY: the same type.
+unsafe impl SeenAs<i64> for i64 {}
+// SAFETY: the same type.
+unsafe impl SeenAs<u64> for u64 {}
+// SAFETY: both are 16 bits in which every pattern is valid.
+unsafe impl SeenAs<bf16> for i16 {}
+// SAFETY: as above.
+unsafe impl SeenAs<f16> for i16 {}
+
+/// Borrows `array` for reading, as long as the result lives.
+///
+/// # Errors
+/// `TypeError` for another dtype, `ValueError` for unaligned memory, `RuntimeError` while another
+/// call writes it.
+pub(crate) fn borrow<'py, T: Element>(
+    argument: &str,
+    array: &Bound<'py, PyUntypedArray>,
+) -> PyResult<PyReadonlyArrayDyn<'py, T>> {
+    typed::<T>(argument, array)?.try_readonly().map_err(|error| {
+        PyRuntimeError::new_err(format!("{argument} is written by another call: {error}"))
+    })
+}
+
+/// Borrows `array` for writing, as long as the result lives.
+///
+/// # Errors
+/// As [`borrow`], and `RuntimeError` while another call reads it or if it is read-only.
+pub(crate) fn borrow_mut<'py, T: Element>(
+    argument: &str,
+    array: &Bound<'py, PyUntypedArray>,
+) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
+    typed::<T>(argument, array)?
+        .try_readwrite()
+        .map_err(|error| PyRuntimeError::new_err(format!("{argument} cannot be written: {error}")))
+}
+
+/// A borrowed array as a view with `N` dimensions.
+///
+/// # Errors
+/// `ValueError` for another number of dimensions, or strides that are negative or leave gaps in
+/// rows.
+pub(crate) fn view<'a, T: SeenAs<E>, E, const N: usize>(
+    argument: &'static str,
+    array: &'a PyReadonlyArrayDyn<'_, T>,
+) -> PyResult<View<'a, E, N>> {
+    let (shape, strides) = geometry(argument, array)?;
+    // SAFETY: NumPy vouches for the memory of shape and strides, the borrow keeps this module's
+    // other calls from writing it, `typed` checked the alignment and `SeenAs` the bits.
+    unsafe { View::from_raw(argument, array.data().cast::<E>().cast_const(), shape, strides) }
+        .map_err(value_error)
+}
+
+/// A borrowed array as a writeable view with `N` dimensions.
+///
+/// # Errors
+/// As [`view`], and `ValueError` if elements overlap.
+pub(crate) fn view_mut<'a, T: SeenAs<E>, E, const N: usize>(
+    argument: &'static str,
+    array: &'a mut PyReadwriteArrayDyn<'_, T>,
+) -> PyResult<ViewMut<'a, E, N>> {
+    let (shape, strides) = geometry(argument, array)?;
+    // SAFETY: as in `view`, and the borrow is exclusive.
+    unsafe { ViewMut::from_raw(argument, array.data().cast::<E>(), shape, strides) }
+        .map_err(value_error)
+}
+
+/// A kernel's complaint as Python knows it.
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+pub(crate) fn value_error(error: pagedkv_cpu::Error) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}
+
+fn typed<'a, 'py, T: Element>(
+    argument: &str,
+    array: &'a Bound<'py, PyUntypedArray>,
+) -> PyResult<&'a Bound<'py, PyArrayDyn<T>>> {
+    let py = array.py();
+    let typed = array.cast::<PyArrayDyn<T>>().map_err(|_| {
+        let (expected, got) = (dtype::<T>(py), array.dtype());
+        PyTypeError::new_err(format!("{argument} must be an array of {expected}, got {got}"))
+    })?;
+    if !typed.is_aligned() {
+        return Err(PyValueError::new_err(format!("{argument} must be aligned in memory")));
+    }
+    Ok(typed)
+}
+
+/// Shape, and strides in elements.
+fn geometry<'py, T: Element, const N: usize>(
+    argument: &str,
+    array: &Bound<'py, PyArrayDyn<T>>,
+) -> PyResult<([usize; N], [usize; N])> {
+    let shape: [usize; N] = array.shape().try_into().map_err(|_| {
+        let got = array.ndim();
+        PyValueError::new_err(format!("{argument} must have {N} dimensions, got {got}"))
+    })?;
+    let mut strides = [0; N];
+    for (stride, &bytes) in strides.iter_mut().zip(array.strides()) {
+        let whole =
+            usize::try_from(bytes).ok().filter(|bytes| bytes.is_multiple_of(size_of::<T>()));
+        *stride = whole.ok_or_else(|| {
+            let item = size_of::<T>();
+            PyValueError::new_err(format!(
+                "{argument} must have strides of 0 or more whole elements of {item} bytes, \
+                 got {bytes} bytes"
+            ))
+        })? / size_of::<T>();
+    }
+    Ok((shape, strides))
+}

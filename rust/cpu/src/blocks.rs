@@ -1,0 +1,92 @@
+//! Writing to blocks: new keys and values by slot, and whole blocks by copy.
+
+use crate::error::Error;
+use crate::view::{View, ViewMut};
+
+/// Slot of a token that is not stored.
+const SKIP: i64 = -1;
+
+/// Stores `tokens` `[T, heads, dim]` in `storage` `[num_blocks, heads, block_size, dim]`: token t
+/// at slot `slot_mapping[t] = block * block_size + offset`, or nowhere if that is -1. Tokens beyond
+/// `slot_mapping` are padding.
+///
+/// # Errors
+/// [`Error::Size`], [`Error::TooSmall`] or [`Error::Slot`], before anything is written.
+pub fn kv_write<E: Copy>(
+    tokens: View<'_, E, 3>,
+    slot_mapping: View<'_, i64, 1>,
+    storage: &mut ViewMut<'_, E, 4>,
+) -> Result<(), Error> {
+    let [num_tokens, num_heads, dim] = tokens.shape();
+    let [num_blocks, storage_heads, block_size, storage_dim] = storage.shape();
+    let [num_slots] = slot_mapping.shape();
+    if num_tokens < num_slots {
+        let (argument, minimum) = ("tokens", num_slots);
+        return Err(Error::TooSmall { argument, dimension: 0, got: num_tokens, minimum });
+    }
+    for (dimension, got, expected) in [(1, num_heads, storage_heads), (2, dim, storage_dim)] {
+        if got != expected {
+            return Err(Error::Size { argument: "tokens", dimension, got, expected });
+        }
+    }
+    if num_slots == 0 || num_heads == 0 || dim == 0 {
+        return Ok(());
+    }
+    let slots = slot_mapping.run([0]);
+    check_slots(slots, num_blocks * block_size)?;
+    for (token, &slot) in slots.iter().enumerate().filter(|&(_, &slot)| slot != SKIP) {
+        let (block, offset) = (slot as usize / block_size, slot as usize % block_size);
+        for head in 0..num_heads {
+            storage.run_mut([block, head, offset, 0]).copy_from_slice(tokens.run([token, head, 0]));
+        }
+    }
+    Ok(())
+}
+
+/// Copies whole blocks of `storage` `[num_blocks, heads, block_size, dim]`: for each pair `[C, 2]`
+/// the first block over the second, in order.
+///
+/// # Errors
+/// [`Error::Size`] or [`Error::Block`], before anything is written. The null block is never copied
+/// or written.
+pub fn copy_blocks<E: Copy>(
+    storage: &mut ViewMut<'_, E, 4>,
+    pairs: View<'_, i32, 2>,
+) -> Result<(), Error> {
+    let [num_blocks, num_heads, block_size, dim] = storage.shape();
+    let [num_pairs, width] = pairs.shape();
+    if width != 2 {
+        return Err(Error::Size { argument: "pairs", dimension: 1, got: width, expected: 2 });
+    }
+    for index in 0..num_pairs {
+        for &block in pairs.run([index, 0]) {
+            if !(1..num_blocks as i64).contains(&i64::from(block)) {
+                let (argument, first) = ("pairs", 1);
+                return Err(Error::Block { argument, index, block, first, num_blocks });
+            }
+        }
+    }
+    let mut row = Vec::with_capacity(dim);
+    if num_heads * block_size * dim == 0 {
+        return Ok(());
+    }
+    for index in 0..num_pairs {
+        let &[from, to] = pairs.run([index, 0]) else { unreachable!("pairs have width 2") };
+        for head in 0..num_heads {
+            for offset in 0..block_size {
+                row.clear();
+                row.extend_from_slice(storage.run_mut([from as usize, head, offset, 0]));
+                storage.run_mut([to as usize, head, offset, 0]).copy_from_slice(&row);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_slots(slots: &[i64], num_slots: usize) -> Result<(), Error> {
+    let bad = |&slot: &i64| slot != SKIP && !(0..num_slots as i64).contains(&slot);
+    match slots.iter().position(bad) {
+        Some(index) => Err(Error::Slot { index, slot: slots[index], num_slots }),
+        None => Ok(()),
+    }
+}

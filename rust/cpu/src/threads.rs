@@ -1,0 +1,136 @@
+//! Threads for the larger calls: few, and asleep while there is nothing to do.
+
+use std::process;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::available_parallelism;
+
+use rayon_core::{ThreadPool, ThreadPoolBuilder};
+
+use crate::error::Error;
+
+/// Multiply-adds below which handing work to another thread costs more than it saves (some 50 us of
+/// work).
+const MIN_WORK_PER_THREAD: usize = 400_000;
+
+static POOL: Mutex<Option<Pool>> = Mutex::new(None);
+
+#[derive(Clone)]
+struct Pool {
+    num_threads: usize,
+    /// The threads beside the caller; None if the caller works alone.
+    helpers: Option<Arc<ThreadPool>>,
+    /// Threads do not survive a fork, so a child process builds its own.
+    process_id: u32,
+}
+
+/// Sets how many threads a call may use, the calling thread among them. Results do not depend on
+/// it.
+///
+/// # Errors
+/// [`Error::NotPositive`] for 0, [`Error::Threads`] if the system refuses.
+pub fn set_num_threads(num_threads: usize) -> Result<(), Error> {
+    if num_threads == 0 {
+        return Err(Error::NotPositive { argument: "num_threads", got: 0 });
+    }
+    let pool = build(num_threads)?;
+    *POOL.lock().unwrap_or_else(PoisonError::into_inner) = Some(pool);
+    Ok(())
+}
+
+/// How many threads a call may use; one per physical core unless set.
+///
+/// # Errors
+/// [`Error::Threads`] if the system refuses to start them.
+pub fn num_threads() -> Result<usize, Error> {
+    Ok(current()?.num_threads)
+}
+
+/// Calls `run` once for each item, in any order and on several threads if `work` (multiply-adds in
+/// all) is worth it.
+pub(crate) fn for_each(
+    num_items: usize,
+    work: usize,
+    run: impl Fn(usize) + Sync,
+) -> Result<(), Error> {
+    let worthwhile = (work / MIN_WORK_PER_THREAD).min(num_items);
+    if worthwhile < 2 {
+        (0..num_items).for_each(run);
+        return Ok(());
+    }
+    let pool = current()?;
+    let Some(helpers) = pool.helpers else {
+        (0..num_items).for_each(run);
+        return Ok(());
+    };
+    let next = AtomicUsize::new(0);
+    let work_off = || {
+        loop {
+            let item = next.fetch_add(1, Ordering::Relaxed);
+            if item >= num_items {
+                return;
+            }
+            run(item);
+        }
+    };
+    helpers.in_place_scope(|scope| {
+        for _ in 1..worthwhile.min(pool.num_threads) {
+            scope.spawn(|_| work_off());
+        }
+        work_off();
+    });
+    Ok(())
+}
+
+fn current() -> Result<Pool, Error> {
+    let mut slot = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    match slot.take() {
+        Some(pool) if pool.process_id == process::id() => {
+            *slot = Some(pool.clone());
+            Ok(pool)
+        }
+        inherited => {
+            let num_threads = match inherited {
+                Some(pool) => {
+                    let num_threads = pool.num_threads;
+                    // Dropping would wait for threads that this process does not have.
+                    std::mem::forget(pool);
+                    num_threads
+                }
+                None => physical_cores(),
+            };
+            let pool = build(num_threads)?;
+            *slot = Some(pool.clone());
+            Ok(pool)
+        }
+    }
+}
+
+fn build(num_threads: usize) -> Result<Pool, Error> {
+    let helpers = match num_threads {
+        1 => None,
+        _ => Some(Arc::new(
+            ThreadPoolBuilder::new()
+                .num_threads(num_threads - 1)
+                .thread_name(|index| format!("pagedkv-cpu-{index}"))
+                .build()
+                .map_err(|error| Error::Threads { num_threads, reason: error.to_string() })?,
+        )),
+    };
+    Ok(Pool { num_threads, helpers, process_id: process::id() })
+}
+
+/// Physical cores this process may use. A second hardware thread per core adds little to
+/// arithmetic.
+fn physical_cores() -> usize {
+    let allowed = available_parallelism().map_or(1, usize::from);
+    let mut cores: Vec<String> = (0..1024)
+        .map_while(|cpu| {
+            let file = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+            std::fs::read_to_string(file).ok()
+        })
+        .collect();
+    cores.sort_unstable();
+    cores.dedup();
+    if cores.is_empty() { allowed } else { allowed.min(cores.len()) }
+}
