@@ -51,9 +51,12 @@ class BatchRunner:
     to the same slots however often it runs, so that what succeeds stays and the rows that fail alone are named.
     """
 
-    def __init__(self, *, runner: ModelRunner, sampler: Sampler, arena: StepArena) -> None:
+    def __init__(
+        self, *, runner: ModelRunner, sampler: Sampler, arena: StepArena, device: torch.device
+    ) -> None:
         """Keeps the parts; allocates nothing."""
         self._runner = runner
+        self._device = device
         self._sampler = sampler
         self._arena = arena
 
@@ -66,7 +69,7 @@ class BatchRunner:
         step = self._arena.inputs(batch, num_tokens_padded=padded_rows(batch.num_tokens))
         targets = self._targets(batch)
         try:
-            sampled = self._sampler.sample(self._runner.forward(step), targets)
+            sampled = self._sampler.sample(self._forward(step), targets)
         except Exception as error:  # noqa: BLE001 - whatever a model raises ends its request, not the engine
             logger.warning(
                 "a step of %d rows failed (%s); looking for the row", step.num_rows, error
@@ -79,6 +82,16 @@ class BatchRunner:
         _note_nan(outcome, targets)
         self._sampler.count(targets, outcome.token_ids)
         return outcome
+
+    def _forward(self, step: StepInputs) -> torch.Tensor:
+        if self._device.type != "cpu":
+            # What attention indexes with tensors of the device; the rest is read on the host or copied by the runner.
+            step = replace(
+                step,
+                block_tables=step.block_tables.to(self._device),
+                slot_mapping=step.slot_mapping.to(self._device),
+            )
+        return self._runner.forward(step)
 
     def _targets(self, batch: Batch) -> SampleTargets:
         arrays, count = self._arena.arrays, batch.num_samples
@@ -107,7 +120,7 @@ class BatchRunner:
             part = replace(part, block_copies=copies)
             part_targets = targets.take(samples)
             try:
-                sampled = self._sampler.sample(self._runner.forward(part), part_targets)
+                sampled = self._sampler.sample(self._forward(part), part_targets)
             except Exception as part_error:  # noqa: BLE001 - see `run`
                 if len(rows) > 1:
                     pending += _halves(rows)

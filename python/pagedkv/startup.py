@@ -152,7 +152,7 @@ def assemble(
     return EngineParts(
         scheduler=scheduler,
         arena=arena,
-        batches=BatchRunner(runner=runner, sampler=sampler, arena=arena),
+        batches=BatchRunner(runner=runner, sampler=sampler, arena=arena, device=loaded.device),
         sampler=sampler,
         tokenizer=tokenizer,
         loaded=loaded,

@@ -113,7 +113,10 @@ def run(runner, step):
             prompt_token_ids=np.zeros(0, np.int32),
             output_token_ids=np.zeros(0, np.int32),
         )
-    return BatchRunner(runner=runner, sampler=sampler, arena=Arena(step)).run(Batch())
+    batches = BatchRunner(
+        runner=runner, sampler=sampler, arena=Arena(step), device=torch.device("cpu")
+    )
+    return batches.run(Batch())
 
 
 @pytest.mark.parametrize("bad_row", [0, 1, 2, 3])

@@ -105,3 +105,14 @@ def test_a_stream_of_a_closed_engine_raises():
     llm.close()
     with pytest.raises(EngineClosedError, match="the engine is closed; make a new one"):
         list(stream)
+
+
+def test_while_five_samples_run_the_blocks_of_their_prompt_are_held_once(llm):
+    llm.reset_prefix_cache()
+    with llm.stream(list(range(100, 132)), SamplingParams(n=5, seed=1, max_tokens=20)) as stream:
+        next(stream)
+        next(stream)
+        stats = llm.stats()
+    # Two blocks of prompt, referred to five times.
+    assert stats["num_saved_blocks"] == 8
+    assert stats["num_used_blocks"] <= 2 + 5

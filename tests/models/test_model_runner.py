@@ -148,6 +148,25 @@ def test_logits_have_the_same_bits_alone_and_in_a_batch_whatever_the_chunks(mode
         assert torch.equal(torch.stack(logits), torch.stack(expected))
 
 
+@pytest.mark.skipif(not HAS_CPU_BACKEND, reason="this build has no CPU kernels")
+def test_logits_do_not_depend_on_the_number_of_threads():
+    # Sizes that no number of threads divides. (Projections under 64 columns are left out: with three threads and more
+    # torch's own product of such a width depends on their number.)
+    sizes = {"hidden_size": 520, "intermediate_size": 1100, "head_dim": 64, "vocab_size": 2003}
+    model = tiny_model("llama", **sizes)
+    loaded = prepare_model(model, folder=None, max_model_len=64)
+    before = torch.get_num_threads()
+    results = []
+    for num_threads in (1, 2, 3):
+        torch.set_num_threads(num_threads)
+        engine = NaiveEngine(loaded, backend="cpu", max_num_batched_tokens=64)
+        logits = engine.generate(random_prompts([40, 3]), max_tokens=2)[1]
+        results.append(torch.stack([*logits[0], *logits[1]]))
+    torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
 @pytest.mark.parametrize(
     ("name", "device", "message"),
     [

@@ -9,13 +9,12 @@ import time
 from typing import TYPE_CHECKING
 
 from pagedkv.cli.options import engine_arguments
-from pagedkv.llm import LLM
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from pagedkv.llm import TokenStream
+    from pagedkv.llm import LLM, TokenStream
     from pagedkv.outputs import RequestOutput
     from pagedkv.stats import EngineStats
 
@@ -30,8 +29,11 @@ def open_llm(options: argparse.Namespace, model: str) -> Iterator[LLM]:
     level = logging.WARNING if options.quiet else logging.INFO
     logging.getLogger("pagedkv").setLevel(logging.DEBUG if options.verbose else level)
     if not options.quiet:
-        print(f"loading {model} ...", file=sys.stderr)
+        print(f"loading {model} ...", file=sys.stderr, flush=True)
     started = time.monotonic()
+    # The libraries below take seconds to import: after the line that says so, and counted.
+    from pagedkv.llm import LLM
+
     with LLM(model, **engine_arguments(options)) as llm:
         if not options.quiet:
             loaded = llm.llm_engine.parts.loaded

@@ -56,7 +56,7 @@ fn count(groups: Vec<GroupKind>, enable_prefix_caching: bool, max_in_flight: u32
     .unwrap();
     let sizes = scheduler.sizes();
     let mut arenas: Vec<_> = (0..max_in_flight).map(|_| StepBuffers::new(sizes)).collect();
-    // A quarter of the sequences shares a prompt with three others.
+    // Requests of four sequences each, so that blocks are shared too.
     for id in 0..u64::from(NUM_SEQUENCES) / 4 {
         let request = NewRequest {
             id,
@@ -88,7 +88,6 @@ fn count(groups: Vec<GroupKind>, enable_prefix_caching: bool, max_in_flight: u32
         }
     };
     run(100);
-    // `arrays` hands out borrowed slices of one vector and allocates nothing itself.
     let before = NUM_ALLOCATIONS.get();
     run(NUM_STEPS);
     let count = NUM_ALLOCATIONS.get() - before;

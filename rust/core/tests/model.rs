@@ -38,17 +38,19 @@ impl ReferenceStateMachine for Operations {
         let size = prop::sample::select(vec![1, 2, 4]);
         let hash_bits = prop::sample::select(vec![64, 8, 1]);
         (4_u32..24, size, groups, any::<bool>(), hash_bits)
-            .prop_map(|(num_blocks, block_size, groups, enable_prefix_caching, hash_bits)| Setting {
-                config: CacheConfig {
-                    num_blocks,
-                    block_size,
-                    groups,
-                    num_rows: NUM_ROWS,
-                    max_model_len: 24,
-                    enable_prefix_caching,
-                    hash_key: 1,
-                    hash_bits,
-                },
+            .prop_map(|(num_blocks, block_size, groups, enable_prefix_caching, hash_bits)| {
+                Setting {
+                    config: CacheConfig {
+                        num_blocks,
+                        block_size,
+                        groups,
+                        num_rows: NUM_ROWS,
+                        max_model_len: 24,
+                        enable_prefix_caching,
+                        hash_key: 1,
+                        hash_bits,
+                    },
+                }
             })
             .boxed()
     }

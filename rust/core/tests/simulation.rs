@@ -5,8 +5,8 @@
 //! `SEED=7 cargo test -p pagedkv-core --test simulation` replays one world.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pagedkv_core::simulator::{Report, simulate};
 

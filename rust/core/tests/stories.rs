@@ -22,7 +22,9 @@ fn a_long_prompt_is_computed_in_chunks_beside_a_decode() {
     story.step();
     story.add('B', "mnopqrstuvwx", 1, 1);
     story.finish();
-    tell(story, &expect![[r#"
+    tell(
+        story,
+        &expect![[r#"
         A arrives: abc, n = 1, max_tokens = 4
         batch 1
           A0 runs 0..3   abc      in [1]
@@ -43,7 +45,8 @@ fn a_long_prompt_is_computed_in_chunks_beside_a_decode() {
           A0 gets g
           A ends with ["defg"], 0 tokens cached, 0 preemptions
         pool: 0 used, 16 free, 4 cached
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -53,7 +56,9 @@ fn a_prompt_that_was_seen_is_shared_block_by_block() {
     story.finish_silently();
     story.add('B', "abcdefghij", 1, 2);
     story.finish();
-    tell(story, &expect![[r#"
+    tell(
+        story,
+        &expect![[r#"
         A arrives: abcdefghij, n = 1, max_tokens = 2
         ...
         pool: 0 used, 16 free, 2 cached
@@ -66,7 +71,8 @@ fn a_prompt_that_was_seen_is_shared_block_by_block() {
           B0 gets l
           B ends with ["kl"], 8 tokens cached, 0 preemptions
         pool: 0 used, 16 free, 2 cached
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -76,7 +82,9 @@ fn a_block_that_differs_late_is_copied_as_far_as_it_is_alike() {
     story.finish_silently();
     story.add('B', "abcdefzz", 1, 1);
     story.finish();
-    tell(story, &expect![[r#"
+    tell(
+        story,
+        &expect![[r#"
         A arrives: abcdefgh, n = 1, max_tokens = 2
         ...
         pool: 0 used, 16 free, 2 cached
@@ -87,7 +95,8 @@ fn a_block_that_differs_late_is_copied_as_far_as_it_is_alike() {
           B0 gets a
           B ends with ["a"], 6 tokens cached, 0 preemptions
         pool: 0 used, 16 free, 3 cached
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -95,7 +104,9 @@ fn three_samples_share_the_prompt_and_copy_on_the_first_write() {
     let mut story = Story::new(small());
     story.add('A', "abcdef", 3, 3);
     story.finish();
-    tell(story, &expect![[r#"
+    tell(
+        story,
+        &expect![[r#"
         A arrives: abcdef, n = 3, max_tokens = 3
         batch 1
           A0 runs 0..6   abcdef   in [1 2]
@@ -122,7 +133,8 @@ fn three_samples_share_the_prompt_and_copy_on_the_first_write() {
           A2 gets o
           A ends with ["ghi", "gik", "hko"], 0 tokens cached, 0 preemptions
         pool: 0 used, 16 free, 4 cached
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -133,7 +145,9 @@ fn the_latest_arrival_gives_up_its_blocks_and_comes_back() {
     story.add('A', "abcdefg", 1, 8);
     story.add('B', "mnopqr", 1, 5);
     story.finish();
-    tell(story, &expect![[r#"
+    tell(
+        story,
+        &expect![[r#"
         A arrives: abcdefg, n = 1, max_tokens = 8
         B arrives: mnopqr, n = 1, max_tokens = 5
         batch 1
@@ -176,7 +190,8 @@ fn the_latest_arrival_gives_up_its_blocks_and_comes_back() {
           B0 gets w
           B ends with ["stuvw"], 0 tokens cached, 1 preemptions
         pool: 0 used, 5 free, 4 cached
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -188,7 +203,9 @@ fn siblings_come_back_along_their_common_past() {
     story.add('A', "abcde", 1, 9);
     story.add('B', "mnopqr", 3, 8);
     story.finish();
-    tell(story, &expect![[r#"
+    tell(
+        story,
+        &expect![[r#"
         A arrives: abcde, n = 1, max_tokens = 9
         B arrives: mnopqr, n = 3, max_tokens = 8
         batch 1
@@ -283,7 +300,8 @@ fn siblings_come_back_along_their_common_past() {
           B1 gets p
           B ends with ["stuvwxyz", "suwzcgkp", "twaflsaj"], 0 tokens cached, 1 preemptions
         pool: 0 used, 10 free, 0 cached
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -295,7 +313,9 @@ fn an_abort_frees_what_the_request_held() {
     story.step();
     story.abort('A');
     story.finish();
-    tell(story, &expect![[r#"
+    tell(
+        story,
+        &expect![[r#"
         A arrives: abcdefgh, n = 2, max_tokens = 8
         B arrives: mnop, n = 1, max_tokens = 2
         batch 1
@@ -317,7 +337,8 @@ fn an_abort_frees_what_the_request_held() {
           B0 gets r
           B ends with ["qr"], 0 tokens cached, 0 preemptions
         pool: 0 used, 16 free, 3 cached
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -327,7 +348,9 @@ fn a_window_gives_back_the_blocks_that_it_left() {
     let mut story = Story::new(config);
     story.add('A', "abcdefgh", 1, 6);
     story.finish();
-    tell(story, &expect![[r#"
+    tell(
+        story,
+        &expect![[r#"
         A arrives: abcdefgh, n = 1, max_tokens = 6
         batch 1
           A0 runs 0..8   abcdefgh in [1 3] [2 4]
@@ -349,7 +372,8 @@ fn a_window_gives_back_the_blocks_that_it_left() {
           A0 gets n
           A ends with ["ijklmn"], 0 tokens cached, 0 preemptions
         pool: 0 used, 16 free, 6 cached
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -366,7 +390,9 @@ fn the_next_batch_is_planned_before_the_last_one_has_run() {
     story.update();
     story.plan();
     story.update();
-    tell(story, &expect![[r#"
+    tell(
+        story,
+        &expect![[r#"
         A arrives: abcde, n = 1, max_tokens = 8
         batch 1
           A0 runs 0..5   abcde    in [1 2]
@@ -380,5 +406,6 @@ fn the_next_batch_is_planned_before_the_last_one_has_run() {
           A ends with ["fg"], 0 tokens cached, 0 preemptions
         nothing to run
           sample 0 of batch 3 is too late
-    "#]]);
+    "#]],
+    );
 }

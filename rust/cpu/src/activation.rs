@@ -62,10 +62,23 @@ impl<E: Element> Kernel for ActivationKernel<'_, E> {
         for (input, output) in self.input.chunks(CHUNK).zip(self.output.chunks_mut(CHUNK)) {
             let numbers = &mut numbers[..input.len()];
             E::copy_widened(input, numbers);
+            // Loops, not `for_each`: a closure would not be compiled for the wider vectors.
             match self.activation {
-                Activation::Silu => numbers.iter_mut().for_each(|x| *x = silu(*x)),
-                Activation::Gelu => numbers.iter_mut().for_each(|x| *x = gelu(*x)),
-                Activation::GeluTanh => numbers.iter_mut().for_each(|x| *x = gelu_tanh(*x)),
+                Activation::Silu => {
+                    for x in &mut *numbers {
+                        *x = silu(*x);
+                    }
+                }
+                Activation::Gelu => {
+                    for x in &mut *numbers {
+                        *x = gelu(*x);
+                    }
+                }
+                Activation::GeluTanh => {
+                    for x in &mut *numbers {
+                        *x = gelu_tanh(*x);
+                    }
+                }
             }
             E::narrow(numbers, output);
         }

@@ -19,7 +19,9 @@ pub fn inspect_batch(
     if batch.num_rows > config.max_num_seqs() || batch.num_tokens > config.max_num_batched_tokens {
         return Err(format!("batch {batch:?} is over budget"));
     }
-    if rows == 0 || arrays.query_start_loc[0] != 0 || arrays.query_start_loc[rows] as usize != tokens
+    if rows == 0
+        || arrays.query_start_loc[0] != 0
+        || arrays.query_start_loc[rows] as usize != tokens
     {
         return Err("query_start_loc does not cover the batch".to_owned());
     }

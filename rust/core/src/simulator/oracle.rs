@@ -178,7 +178,8 @@ impl Oracle {
                     .ok_or_else(|| it.error(position, &format!("takes sample {source}")))?,
                 (token, _) => token as TokenId,
             };
-            if arrays.positions[t] != position as i32 || it.truth.token(it.index, position) != Some(token)
+            if arrays.positions[t] != position as i32
+                || it.truth.token(it.index, position) != Some(token)
             {
                 return Err(it.error(position, &format!("runs token {token}")));
             }
@@ -285,6 +286,8 @@ struct Scheduled<'t> {
 impl Scheduled<'_> {
     fn error(&self, position: u32, text: &str) -> String {
         let Self { row, id, index, start, end, .. } = self;
-        format!("request {id} sequence {index} (row {row}, tokens {start}..{end}) at {position}: {text}")
+        format!(
+            "request {id} sequence {index} (row {row}, tokens {start}..{end}) at {position}: {text}"
+        )
     }
 }

@@ -178,9 +178,8 @@ fn random_shape(
 ) -> Shape {
     let cache = &config.cache;
     let vocabulary = rng.pick(&[2, 3, 8, 100]);
-    let documents = (0..3)
-        .map(|_| (0..cache.max_model_len).map(|_| rng.below(vocabulary)).collect())
-        .collect();
+    let documents =
+        (0..3).map(|_| (0..cache.max_model_len).map(|_| rng.below(vocabulary)).collect()).collect();
     let longest_prompt = if is_pressed { 8 } else { 64 }.min(cache.max_model_len);
     let are_short = !is_pressed && rng.chance(50);
     Shape {

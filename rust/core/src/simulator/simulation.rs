@@ -137,9 +137,11 @@ impl Simulation {
         result = result.and_then(|()| self.check_end());
         self.report.stats = self.scheduler.stats();
         let Report { num_operations, .. } = self.report;
-        result
-            .map(|()| self.report)
-            .map_err(|message| Failure { seed: self.scenario.seed, num_operations, message })
+        result.map(|()| self.report).map_err(|message| Failure {
+            seed: self.scenario.seed,
+            num_operations,
+            message,
+        })
     }
 
     fn is_done(&self) -> bool {
@@ -207,7 +209,9 @@ impl Simulation {
                 self.live.push(id);
                 self.has_first_token.insert(id, false);
             }
-            Err(Error::PromptTooLong { .. } | Error::NeverFits { .. } | Error::QueueFull { .. }) => {
+            Err(
+                Error::PromptTooLong { .. } | Error::NeverFits { .. } | Error::QueueFull { .. },
+            ) => {
                 self.report.num_refused += 1;
             }
             Err(error) => return Err(format!("request {id} was refused: {error}")),
@@ -262,10 +266,11 @@ impl Simulation {
         inspect_batch(&batch, &arrays, &self.scheduler)?;
         let touched = touched_blocks(&batch, &arrays, &self.scheduler);
         let t = batch.num_tokens as usize;
-        let trace = (arrays.input_ids[..t].iter().chain(&arrays.row_ids[..batch.num_rows as usize]))
-            .map(|value| *value as u64)
-            .chain(arrays.slot_mapping[..t].iter().map(|slot| *slot as u64))
-            .collect::<Vec<_>>();
+        let trace =
+            (arrays.input_ids[..t].iter().chain(&arrays.row_ids[..batch.num_rows as usize]))
+                .map(|value| *value as u64)
+                .chain(arrays.slot_mapping[..t].iter().map(|slot| *slot as u64))
+                .collect::<Vec<_>>();
         self.note(trace);
         self.note([batch.id, u64::from(batch.num_samples), u64::from(batch.num_block_copies)]);
         self.flights.push_back(Flight { batch, arena, samples: None, touched });

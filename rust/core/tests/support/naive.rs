@@ -14,13 +14,27 @@ use pagedkv_core::{
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
     /// Opens a row with whatever is cached of a prompt.
-    Open { row: u32, tenant: u32, prompt: Vec<TokenId> },
+    Open {
+        row: u32,
+        tenant: u32,
+        prompt: Vec<TokenId>,
+    },
     /// Plans to compute more tokens of a row.
-    Append { row: u32, tokens: Vec<TokenId> },
-    Fork { parent: u32, child: u32 },
+    Append {
+        row: u32,
+        tokens: Vec<TokenId>,
+    },
+    Fork {
+        parent: u32,
+        child: u32,
+    },
     /// Makes what has been computed findable.
-    Commit { row: u32 },
-    Close { row: u32 },
+    Commit {
+        row: u32,
+    },
+    Close {
+        row: u32,
+    },
     /// The batch that was planned is on its way.
     Begin,
     /// The oldest batch has run.
@@ -35,9 +49,7 @@ impl Op {
         let row = rng.below(num_rows);
         let tokens = |rng: &mut Rng, max| (0..rng.range(1, max)).map(|_| rng.below(2)).collect();
         match rng.below(20) {
-            0..=3 => {
-                Self::Open { row, tenant: rng.below(2), prompt: tokens(rng, 3 * block_size) }
-            }
+            0..=3 => Self::Open { row, tenant: rng.below(2), prompt: tokens(rng, 3 * block_size) },
             4..=8 => Self::Append { row, tokens: tokens(rng, 2 * block_size) },
             9..=10 => Self::Fork { parent: row, child: rng.below(num_rows) },
             11..=12 => Self::Commit { row },
@@ -164,12 +176,15 @@ impl Pair {
     /// A summary in which equal states are equal.
     pub(crate) fn fingerprint(&self) -> String {
         let batches = (self.num_begun - self.num_ended, &self.planned, &self.in_flight);
-        let pins = (&self.deferred, &self.sources).clone();
-        let pins: Vec<_> = [pins.0, pins.1]
-            .map(|pins| pins.iter().map(|(b, id)| (b - self.num_ended.min(*b), *id)).collect::<Vec<_>>())
-            .into();
+        let age = |batch: u64| batch as i64 - self.num_ended as i64;
+        let pins = [&self.deferred, &self.sources]
+            .map(|pins| pins.iter().map(|(batch, id)| (age(*batch), *id)).collect::<Vec<_>>());
+        // Which row is which does not matter: all operations exist for all rows.
         let rows: Vec<_> = (self.rows.iter().flatten())
-            .map(|row| (&row.tokens, row.num_computed, &row.columns, row.num_committed))
+            .map(|row| {
+                let plan = (age(row.batch), row.is_frozen, row.num_computed);
+                (&row.tokens, &row.columns, row.num_committed, plan)
+            })
             .collect();
         format!("{:?}{:?}{rows:?}{batches:?}{pins:?}{:?}", self.free, self.content, self.recent)
     }

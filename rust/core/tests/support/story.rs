@@ -64,7 +64,8 @@ impl Story {
     }
 
     pub(crate) fn add(&mut self, name: char, prompt: &str, n: u32, max_tokens: u32) {
-        writeln!(self.text, "{name} arrives: {prompt}, n = {n}, max_tokens = {max_tokens}").unwrap();
+        writeln!(self.text, "{name} arrives: {prompt}, n = {n}, max_tokens = {max_tokens}")
+            .unwrap();
         let eos_token_ids = self.eos.iter().map(|eos| *eos as u32 - 'a' as u32).collect();
         let request = NewRequest {
             id: name as u64,
@@ -168,10 +169,8 @@ impl Story {
     }
 
     fn tell_batch(&mut self, batch: &Batch, arena: usize) -> Vec<TokenId> {
-        let mut buffers = std::mem::replace(
-            &mut self.arenas[arena],
-            StepBuffers::new(self.scheduler.sizes()),
-        );
+        let mut buffers =
+            std::mem::replace(&mut self.arenas[arena], StepBuffers::new(self.scheduler.sizes()));
         let arrays = buffers.arrays();
         for fill in arrays.row_fills.chunks(3).take(batch.num_row_fills as usize) {
             let name = u8::try_from(fill[1]).unwrap() as char;
