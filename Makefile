@@ -148,7 +148,7 @@ $(PY): | $(UV)
 
 $(DEPENDENCIES): requirements.lock | $(PY)
 	$(call heading,'installing the dependencies (the first time: several GB for torch)')
-	$(UV) pip install --python $(PY) -r requirements.lock
+	$(UV) pip install --python $(PY) --compile-bytecode -r requirements.lock
 	@touch $@
 
 $(EXTENSION): $(RUST_SOURCES) $(DEPENDENCIES) pyproject.toml

@@ -60,7 +60,7 @@ def build_rust() -> Path | None:
 
 def measure(num_seqs: int, *, num_steps: int) -> float:
     """Median microseconds of a step in which `num_seqs` sequences decode one token each."""
-    num_tokens = PROMPT_LEN + NUM_WARM_UP_STEPS + num_steps + 1
+    num_tokens = PROMPT_LEN + BLOCK_SIZE + NUM_WARM_UP_STEPS + num_steps + 1
     scheduler = Scheduler(
         num_blocks=num_seqs * (-(-num_tokens // BLOCK_SIZE) + 1) + 1,
         block_size=BLOCK_SIZE,
@@ -71,7 +71,9 @@ def measure(num_seqs: int, *, num_steps: int) -> float:
         max_num_waiting=num_seqs,
     )
     for request_id in range(num_seqs):
-        prompt = np.arange(request_id, request_id + PROMPT_LEN, dtype=np.int32)
+        # Prompts differ, so that nothing is shared, and so do their lengths, so that every step completes as many blocks.
+        last = request_id + PROMPT_LEN + request_id % BLOCK_SIZE
+        prompt = np.arange(request_id, last, dtype=np.int32)
         scheduler.add_request(request_id, prompt, max_tokens=num_tokens)
     buffers = allocate(scheduler.sizes)
     token_ids = np.full(num_seqs, 5, dtype=np.int32)

@@ -85,12 +85,10 @@ impl World {
             let prompt_len = if is_waiting { 4 } else { load.prompt_len };
             world.add(id, prompt_len);
         }
-        let num_ready = u64::from(load.num_sequences);
-        while world.scheduler.stats().num_generated_tokens < num_ready {
-            world.step();
+        while world.step() != (load.num_sequences, load.num_sequences) {
+            // The first to be ready decode while the others still run their prompts.
+            world.num_left -= 1;
         }
-        // Long prompts ready early have decoded a little already; a few steps are kept in reserve.
-        world.num_left = NUM_STEPS - world.scheduler.stats().num_steps as u32 / 2;
         assert_eq!(world.scheduler.num_running(), load.num_sequences);
         world
     }
@@ -110,7 +108,8 @@ impl World {
         self.scheduler.add_request(request).expect("the request is valid");
     }
 
-    fn step(&mut self) {
+    /// Returns how many sequences ran, and how many tokens.
+    fn step(&mut self) -> (u32, u32) {
         let batch = self.scheduler.schedule(&mut self.buffers.arrays()).expect("none in flight");
         let batch = batch.expect("something runs");
         let n = batch.num_samples as usize;
@@ -118,6 +117,7 @@ impl World {
         let updated = self.scheduler.update(&batch, ids, logprobs, &mut self.output);
         updated.expect("the batch is in flight");
         black_box(&self.output);
+        (batch.num_rows, batch.num_tokens)
     }
 }
 

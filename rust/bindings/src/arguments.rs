@@ -6,7 +6,7 @@ use numpy::{PyArray1, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pagedkv_core::{CacheConfig, CacheKey, GroupKind, TokenId};
 use pyo3::exceptions::{PyMemoryError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyBytes, PyInt, PyList, PySequence, PyString};
+use pyo3::types::{PyBool, PyBytes, PyInt, PySequence, PyString};
 
 /// Ids are 32-bit signed in the step arrays, where -1 has a meaning of its own.
 const MAX_TOKEN_ID: u32 = i32::MAX as u32;
@@ -134,11 +134,10 @@ fn array_token_ids(name: &str, array: &Bound<'_, PyUntypedArray>) -> PyResult<Ve
     };
     let ids = array.try_readonly().map_err(|error| PyValueError::new_err(error.to_string()))?;
     let ids = ids.as_array();
-    let id_of = |(i, id): (usize, &i32)| match u32::try_from(*id) {
-        Ok(id) => Ok(id),
-        Err(_) => Int::Value(i64::from(*id)).within(&format!("{name}[{i}]"), 0..=MAX_TOKEN_ID),
-    };
-    ids.iter().enumerate().map(id_of).collect()
+    if let Some(i) = ids.iter().position(|id| *id < 0) {
+        Int::Value(i64::from(ids[i])).within(&format!("{name}[{i}]"), 0..=MAX_TOKEN_ID)?;
+    }
+    Ok(ids.iter().map(|id| *id as TokenId).collect())
 }
 
 fn sequence_token_ids(name: &str, sequence: &Bound<'_, PySequence>) -> PyResult<Vec<TokenId>> {
@@ -146,10 +145,12 @@ fn sequence_token_ids(name: &str, sequence: &Bound<'_, PySequence>) -> PyResult<
         Ok(id) if id <= MAX_TOKEN_ID && !item.is_instance_of::<PyBool>() => Ok(id),
         _ => item.extract::<Int>()?.within(&format!("{name}[{i}]"), 0..=MAX_TOKEN_ID),
     };
-    if let Ok(list) = sequence.cast::<PyList>() {
-        return list.iter().enumerate().map(id_of).collect();
+    // A sequence can lie about its length, so that this is a hint.
+    let mut ids = Vec::with_capacity(sequence.len()?.min(1 << 20));
+    for (i, item) in sequence.try_iter()?.enumerate() {
+        ids.push(id_of((i, item?))?);
     }
-    sequence.try_iter()?.enumerate().map(|(i, item)| id_of((i, item?))).collect()
+    Ok(ids)
 }
 
 /// What cached content is shared under: a salt given as str or bytes, and an adapter.

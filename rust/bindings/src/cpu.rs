@@ -1,4 +1,4 @@
-//! The CPU kernels as Python sees them: functions over NumPy arrays that share memory with torch
+//! The CPU kernels as Python sees them: functions over numpy arrays that share memory with torch
 //! tensors.
 
 use numpy::PyUntypedArray;
@@ -12,7 +12,7 @@ use crate::views::{SeenAs, borrow, borrow_mut, value_error, view, view_mut};
 
 type Array<'a, 'py> = &'a Bound<'py, PyUntypedArray>;
 
-/// A number format, and the NumPy element that carries it: NumPy has no bfloat16.
+/// A number format, and the numpy element that carries it: numpy has no bfloat16.
 trait Stored: Element {
     type Carrier: SeenAs<Self>;
 }

@@ -222,7 +222,8 @@ impl Scheduler {
             let message = format!("token_ids[{i}] must be 0 or more, got {}", ids[i]);
             return Err(PyValueError::new_err(message));
         }
-        let mut output = core::StepOutput::default();
+        let accepted = Vec::with_capacity(num_samples);
+        let mut output = core::StepOutput { accepted, ..core::StepOutput::default() };
         let mut state = self.enter()?;
         let State { core, token_ids, .. } = &mut *state;
         token_ids.clear();

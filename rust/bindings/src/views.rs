@@ -1,4 +1,4 @@
-//! NumPy arrays as the strided views that the CPU kernels take, without copies.
+//! Arrays of numpy as the strided views that the CPU kernels take, without copies.
 
 use numpy::{
     Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArray,
@@ -15,13 +15,13 @@ use pyo3::prelude::*;
 pub(crate) unsafe trait SeenAs<E>: Element {}
 
 // SAFETY: the same type.
-unsafe impl SeenAs<f32> for f32 {}
+unsafe impl SeenAs<Self> for f32 {}
 // SAFETY: the same type.
-unsafe impl SeenAs<i32> for i32 {}
+unsafe impl SeenAs<Self> for i32 {}
 // SAFETY: the same type.
-unsafe impl SeenAs<i64> for i64 {}
+unsafe impl SeenAs<Self> for i64 {}
 // SAFETY: the same type.
-unsafe impl SeenAs<u64> for u64 {}
+unsafe impl SeenAs<Self> for u64 {}
 // SAFETY: both are 16 bits in which every pattern is valid.
 unsafe impl SeenAs<bf16> for i16 {}
 // SAFETY: as above.
@@ -64,7 +64,7 @@ pub(crate) fn view<'a, T: SeenAs<E>, E, const N: usize>(
     array: &'a PyReadonlyArrayDyn<'_, T>,
 ) -> PyResult<View<'a, E, N>> {
     let (shape, strides) = geometry(argument, array)?;
-    // SAFETY: NumPy vouches for the memory of shape and strides, the borrow keeps this module's
+    // SAFETY: numpy vouches for the memory of shape and strides, the borrow keeps this module's
     // other calls from writing it, `typed` checked the alignment and `SeenAs` the bits.
     unsafe { View::from_raw(argument, array.data().cast::<E>().cast_const(), shape, strides) }
         .map_err(value_error)
@@ -106,9 +106,9 @@ fn typed<'a, 'py, T: Element>(
 }
 
 /// Shape, and strides in elements.
-fn geometry<'py, T: Element, const N: usize>(
+fn geometry<T: Element, const N: usize>(
     argument: &str,
-    array: &Bound<'py, PyArrayDyn<T>>,
+    array: &Bound<'_, PyArrayDyn<T>>,
 ) -> PyResult<([usize; N], [usize; N])> {
     let shape: [usize; N] = array.shape().try_into().map_err(|_| {
         let got = array.ndim();

@@ -22,7 +22,7 @@ fn main() -> Result<(), Error> {
         println!("usage: step_cost NUM_SEQS NUM_STEPS");
         return Ok(());
     };
-    let num_tokens = PROMPT_LEN + NUM_WARM_UP_STEPS + num_steps + 1;
+    let num_tokens = PROMPT_LEN + BLOCK_SIZE + NUM_WARM_UP_STEPS + num_steps + 1;
     let mut scheduler = new_scheduler(num_seqs, num_tokens)?;
     for id in 0..num_seqs {
         scheduler.add_request(request(id, num_tokens))?;
@@ -70,11 +70,12 @@ fn new_scheduler(num_seqs: u32, num_tokens: u32) -> Result<Scheduler, Error> {
     })
 }
 
-/// A request whose prompt starts with a token of its own, so that nothing is shared.
+/// A request whose prompt starts with a token of its own, so that nothing is shared. Lengths differ, so
+/// that every step completes as many blocks as any other.
 fn request(id: u32, num_tokens: u32) -> NewRequest {
     NewRequest {
         id: u64::from(id),
-        prompt: (id..id + PROMPT_LEN).collect(),
+        prompt: (id..id + PROMPT_LEN + id % BLOCK_SIZE).collect(),
         num_sequences: 1,
         stop: StopConditions { max_tokens: num_tokens, ..StopConditions::default() },
         priority: 0,

@@ -19,7 +19,8 @@ pub struct StepArrays<'a> {
     pub slot_mapping: &'a mut [i64],
     /// Distance between the groups in `slot_mapping`; at least T.
     pub slot_stride: usize,
-    /// `[G, B, M]` persistent block tables by row.
+    /// `[G, B, M]` persistent block tables by row: the same array in every call, also where two batches
+    /// are in flight (a device follows `table_updates` and `row_forks` instead).
     pub block_tables: &'a mut [i32],
     /// `[U, 4]` (group, row, column, block): what changed in the tables.
     pub table_updates: &'a mut [i32],

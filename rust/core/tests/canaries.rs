@@ -3,6 +3,7 @@
 //!
 //! The copy (in `target/canaries`) holds all bugs at once, each asleep behind its number, and is
 //! compiled once. The crate itself knows nothing of them.
+#![expect(clippy::print_stdout, reason = "shows what caught each bug")]
 
 use std::fmt::Write as _;
 use std::fs;
@@ -59,12 +60,8 @@ fn build(mutants: &[Mutant]) -> PathBuf {
         pub static AWAKE: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);\n";
     let library = copy.join("src/lib.rs");
     fs::write(&library, fs::read_to_string(&library).unwrap() + switch).unwrap();
-    fs::create_dir_all(copy.join("src/bin")).unwrap();
-    for (from, to) in [("driver.rs", "bin/driver/main.rs"), ("naive.rs", "bin/driver/naive.rs")] {
-        let to = copy.join("src").join(to);
-        fs::create_dir_all(to.parent().unwrap()).unwrap();
-        fs::copy(crate_dir.join("tests/support").join(from), to).unwrap();
-    }
+    copy_sources(&crate_dir.join("tests/support"), &copy.join("src/bin/driver"));
+    fs::rename(copy.join("src/bin/driver/driver.rs"), copy.join("src/bin/driver/main.rs")).unwrap();
     fs::write(copy.join("Cargo.toml"), manifest(&root)).unwrap();
     fs::copy(root.join("Cargo.lock"), copy.join("Cargo.lock")).unwrap();
     let target = root.join("target/canaries/target");

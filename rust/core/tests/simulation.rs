@@ -3,6 +3,7 @@
 //! it gets alone.
 //!
 //! `SEED=7 cargo test -p pagedkv-core --test simulation` replays one world.
+#![expect(clippy::print_stdout, reason = "shows what the worlds came to")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;

@@ -2,6 +2,7 @@
 //!
 //! Tokens are letters, a block holds four of them, the model continues the alphabet (see
 //! `support/story.rs`). `UPDATE_EXPECT=1 cargo test --test stories` rewrites them.
+#![expect(clippy::too_many_lines, reason = "a story is as long as what it tells")]
 
 use expect_test::{Expect, expect};
 use pagedkv_core::GroupKind;
@@ -141,56 +142,50 @@ fn three_samples_share_the_prompt_and_copy_on_the_first_write() {
 fn the_latest_arrival_gives_up_its_blocks_and_comes_back() {
     let mut config = small();
     config.cache.num_blocks = 6;
+    config.max_num_batched_tokens = 13;
     let mut story = Story::new(config);
-    story.add('A', "abcdefg", 1, 8);
-    story.add('B', "mnopqr", 1, 5);
+    story.add('A', "abcdefg", 1, 7);
+    story.add('B', "mnopqr", 1, 4);
     story.finish();
     tell(
         story,
         &expect![[r#"
-        A arrives: abcdefg, n = 1, max_tokens = 8
-        B arrives: mnopqr, n = 1, max_tokens = 5
-        batch 1
-          A0 runs 0..7   abcdefg  in [1 2]
-          B0 runs 0..1   m        in [3]
-          A0 gets h
-        batch 2
-          A0 runs 7..8   h        in [1 2]
-          B0 runs 1..6   nopqr    in [3 4]
-          A0 gets i
-          B0 gets s
-        batch 3
-          A0 runs 8..9   i        in [1 2 5]
-          B0 runs 6..7   s        in [3 4]
-          A0 gets j
-          B0 gets t
-        batch 4
-          A0 runs 9..10  j        in [1 2 5]
-          B0 runs 7..8   t        in [3 4]
-          A0 gets k
-          B0 gets u
-        batch 5
-          A0 runs 10..11 k        in [1 2 5]
-          A0 gets l
-        batch 6
-          A0 runs 11..12 l        in [1 2 5]
-          A0 gets m
-        batch 7
-          A0 runs 12..13 m        in [1 2 5 4]
-          A0 gets n
-        batch 8
-          A0 runs 13..14 n        in [1 2 5 4]
-          A0 gets o
-          A ends with ["hijklmno"], 0 tokens cached, 0 preemptions
-        batch 9
-          B0 runs 4..9   qrstu    in [3 4 5]
-          B0 gets v
-        batch 10
-          B0 runs 9..10  v        in [3 4 5]
-          B0 gets w
-          B ends with ["stuvw"], 0 tokens cached, 1 preemptions
-        pool: 0 used, 5 free, 4 cached
-    "#]],
+            A arrives: abcdefg, n = 1, max_tokens = 7
+            B arrives: mnopqr, n = 1, max_tokens = 4
+            batch 1
+              A0 runs 0..7   abcdefg  in [1 2]
+              B0 runs 0..6   mnopqr   in [3 4]
+              A0 gets h
+              B0 gets s
+            batch 2
+              A0 runs 7..8   h        in [1 2]
+              B0 runs 6..7   s        in [3 4]
+              A0 gets i
+              B0 gets t
+            batch 3
+              A0 runs 8..9   i        in [1 2 5]
+              B0 runs 7..8   t        in [3 4]
+              A0 gets j
+              B0 gets u
+            batch 4
+              A0 runs 9..10  j        in [1 2 5]
+              A0 gets k
+            batch 5
+              A0 runs 10..11 k        in [1 2 5]
+              A0 gets l
+            batch 6
+              A0 runs 11..12 l        in [1 2 5]
+              A0 gets m
+            batch 7
+              A0 runs 12..13 m        in [1 2 5 4]
+              A0 gets n
+              A ends with ["hijklmn"], 0 tokens cached, 0 preemptions
+            batch 8
+              B0 runs 4..9   qrstu    in [3 4 5]
+              B0 gets v
+              B ends with ["stuv"], 0 tokens cached, 1 preemptions
+            pool: 0 used, 5 free, 4 cached
+        "#]],
     );
 }
 
@@ -200,107 +195,98 @@ fn siblings_come_back_along_their_common_past() {
     config.cache.num_blocks = 11;
     config.cache.enable_prefix_caching = false;
     let mut story = Story::new(config);
-    story.add('A', "abcde", 1, 9);
-    story.add('B', "mnopqr", 3, 8);
+    story.add('A', "abcdef", 1, 8);
+    story.add('B', "mnopqr", 3, 7);
     story.finish();
     tell(
         story,
         &expect![[r#"
-        A arrives: abcde, n = 1, max_tokens = 9
-        B arrives: mnopqr, n = 3, max_tokens = 8
-        batch 1
-          A0 runs 0..5   abcde    in [1 2]
-          B0 runs 0..3   mno      in [3]
-          A0 gets f
-        batch 2
-          A0 runs 5..6   f        in [1 2]
-          B0 runs 3..6   pqr      in [3 4]
-          B1 forks from B0
-          B2 forks from B0
-          A0 gets g
-          B0 gets s
-          B1 gets s
-          B2 gets t
-        batch 3
-          copy block 4 to 5
-          copy block 4 to 6
-          A0 runs 6..7   g        in [1 2]
-          B0 runs 6..7   s        in [3 5]
-          B1 runs 6..7   s        in [3 6]
-          B2 runs 6..7   t        in [3 4]
-          A0 gets h
-          B0 gets t
-          B1 gets u
-          B2 gets w
-        batch 4
-          A0 runs 7..8   h        in [1 2]
-          B0 runs 7..8   t        in [3 5]
-          B1 runs 7..8   u        in [3 6]
-          B2 runs 7..8   w        in [3 4]
-          A0 gets i
-          B0 gets u
-          B1 gets w
-          B2 gets a
-        batch 5
-          A0 runs 8..9   i        in [1 2 7]
-          B0 runs 8..9   u        in [3 5 8]
-          B1 runs 8..9   w        in [3 6 9]
-          B2 runs 8..9   a        in [3 4 10]
-          A0 gets j
-          B0 gets v
-          B1 gets z
-          B2 gets f
-        batch 6
-          A0 runs 9..10  j        in [1 2 7]
-          B0 runs 9..10  v        in [3 5 8]
-          B1 runs 9..10  z        in [3 6 9]
-          B2 runs 9..10  f        in [3 4 10]
-          A0 gets k
-          B0 gets w
-          B1 gets c
-          B2 gets l
-        batch 7
-          A0 runs 10..11 k        in [1 2 7]
-          B0 runs 10..11 w        in [3 5 8]
-          B1 runs 10..11 c        in [3 6 9]
-          B2 runs 10..11 l        in [3 4 10]
-          A0 gets l
-          B0 gets x
-          B1 gets g
-          B2 gets s
-        batch 8
-          A0 runs 11..12 l        in [1 2 7]
-          B0 runs 11..12 x        in [3 5 8]
-          B1 runs 11..12 g        in [3 6 9]
-          B2 runs 11..12 s        in [3 4 10]
-          A0 gets m
-          B0 gets y
-          B1 gets k
-          B2 gets a
-        batch 9
-          A0 runs 12..13 m        in [1 2 7 3]
-          A0 gets n
-          A ends with ["fghijklmn"], 0 tokens cached, 0 preemptions
-        batch 10
-          B0 runs 0..6   mnopqr   in [1 2]
-          B2 forks from B0
-        batch 11
-          copy block 2 to 7
-          B0 runs 6..7   s        in [1 7]
-          B2 runs 6..13  twaflsa  in [1 2 3 5]
-          B1 forks from B0
-          B2 gets j
-        batch 12
-          copy block 7 to 2
-          B0 runs 7..13  tuvwxy   in [1 2 3 5]
-          B1 runs 7..9   uw       in [1 7 8]
-          B0 gets z
-        batch 13
-          B1 runs 9..13  zcgk     in [1 7 8 2]
-          B1 gets p
-          B ends with ["stuvwxyz", "suwzcgkp", "twaflsaj"], 0 tokens cached, 1 preemptions
-        pool: 0 used, 10 free, 0 cached
-    "#]],
+            A arrives: abcdef, n = 1, max_tokens = 8
+            B arrives: mnopqr, n = 3, max_tokens = 7
+            batch 1
+              A0 runs 0..6   abcdef   in [1 2]
+              B0 runs 0..2   mn       in [3]
+              A0 gets g
+            batch 2
+              A0 runs 6..7   g        in [1 2]
+              B0 runs 2..6   opqr     in [3 4]
+              B1 forks from B0
+              B2 forks from B0
+              A0 gets h
+              B0 gets s
+              B1 gets s
+              B2 gets t
+            batch 3
+              copy block 4 to 5
+              copy block 4 to 6
+              A0 runs 7..8   h        in [1 2]
+              B0 runs 6..7   s        in [3 5]
+              B1 runs 6..7   s        in [3 6]
+              B2 runs 6..7   t        in [3 4]
+              A0 gets i
+              B0 gets t
+              B1 gets u
+              B2 gets w
+            batch 4
+              A0 runs 8..9   i        in [1 2 7]
+              B0 runs 7..8   t        in [3 5]
+              B1 runs 7..8   u        in [3 6]
+              B2 runs 7..8   w        in [3 4]
+              A0 gets j
+              B0 gets u
+              B1 gets w
+              B2 gets a
+            batch 5
+              A0 runs 9..10  j        in [1 2 7]
+              B0 runs 8..9   u        in [3 5 8]
+              B1 runs 8..9   w        in [3 6 9]
+              B2 runs 8..9   a        in [3 4 10]
+              A0 gets k
+              B0 gets v
+              B1 gets z
+              B2 gets f
+            batch 6
+              A0 runs 10..11 k        in [1 2 7]
+              B0 runs 9..10  v        in [3 5 8]
+              B1 runs 9..10  z        in [3 6 9]
+              B2 runs 9..10  f        in [3 4 10]
+              A0 gets l
+              B0 gets w
+              B1 gets c
+              B2 gets l
+            batch 7
+              A0 runs 11..12 l        in [1 2 7]
+              B0 runs 10..11 w        in [3 5 8]
+              B1 runs 10..11 c        in [3 6 9]
+              B2 runs 10..11 l        in [3 4 10]
+              A0 gets m
+              B0 gets x
+              B1 gets g
+              B2 gets s
+            batch 8
+              A0 runs 12..13 m        in [1 2 7 3]
+              A0 gets n
+              A ends with ["ghijklmn"], 0 tokens cached, 0 preemptions
+            batch 9
+              B0 runs 0..6   mnopqr   in [1 2]
+              B2 forks from B0
+            batch 10
+              copy block 2 to 7
+              B0 runs 6..7   s        in [1 7]
+              B2 runs 6..12  twafls   in [1 2 3]
+              B1 forks from B0
+              B2 gets a
+            batch 11
+              copy block 7 to 2
+              B0 runs 7..12  tuvwx    in [1 2 3]
+              B1 runs 7..10  uwz      in [1 7 5]
+              B0 gets y
+            batch 12
+              B1 runs 10..12 cg       in [1 7 5]
+              B1 gets k
+              B ends with ["stuvwxy", "suwzcgk", "twaflsa"], 0 tokens cached, 1 preemptions
+            pool: 0 used, 10 free, 0 cached
+        "#]],
     );
 }
 

@@ -13,6 +13,7 @@
 
 mod inspect;
 mod oracle;
+mod report;
 mod rng;
 mod scenario;
 mod simulation;
@@ -21,8 +22,9 @@ mod truth;
 
 pub use inspect::{inspect_batch, touched_blocks};
 pub use oracle::{Oracle, Samples};
+pub use report::{Failure, Report};
 pub use rng::{Rng, mix};
 pub use scenario::{Events, Scenario};
-pub use simulation::{Failure, Report, Simulation, simulate};
+pub use simulation::{Simulation, simulate};
 pub use toy_text::ToyText;
 pub use truth::{Truth, Voice};

@@ -37,10 +37,12 @@ struct Shape {
     /// Percent of prompts that begin like others.
     shared_prefix: u32,
     num_keys: u32,
-    has_priorities: bool,
-    has_stop_ids: bool,
-    has_min_tokens: bool,
-    has_text: bool,
+    num_priorities: u32,
+    max_stop_ids: u32,
+    /// Percent of requests that may not end early.
+    min_tokens: u32,
+    /// Percent of requests that have text.
+    text: u32,
     documents: Vec<Vec<u32>>,
 }
 
@@ -84,12 +86,12 @@ impl Scenario {
         let shape = &self.shape;
         let max_tokens = rng.range(1, shape.max_tokens);
         let ids = |rng: &mut Rng| {
-            let count = if shape.has_stop_ids { rng.below(3) } else { 0 };
+            let count = rng.below(shape.max_stop_ids + 1);
             (0..count).map(|_| rng.below(shape.vocabulary)).collect::<Vec<_>>()
         };
         let stop = StopConditions {
             max_tokens,
-            min_tokens: if shape.has_min_tokens { rng.below(max_tokens + 1) } else { 0 },
+            min_tokens: if rng.chance(shape.min_tokens) { rng.below(max_tokens + 1) } else { 0 },
             eos_token_ids: ids(rng),
             stop_token_ids: ids(rng),
             ignore_eos: rng.chance(20),
@@ -98,14 +100,14 @@ impl Scenario {
         let voice = Voice {
             seed: u64::from(rng.below(3)),
             vocabulary: shape.vocabulary,
-            stop_modulus: (shape.has_text && rng.chance(70)).then(|| rng.range(2, 12)),
+            stop_modulus: rng.chance(shape.text).then(|| rng.range(2, 12)),
         };
         let request = NewRequest {
             id,
             prompt: self.prompt(rng),
             num_sequences: rng.range(1, shape.max_siblings),
             stop,
-            priority: if shape.has_priorities { rng.below(3) as i32 } else { 0 },
+            priority: rng.below(shape.num_priorities) as i32,
             key: CacheKey { adapter_id: tenant / 2, salt: vec![7; (tenant % 2) as usize] },
             text: voice.stop_modulus.map(|n| Box::new(ToyText::new(n)) as Box<dyn SequenceText>),
             include_stop_in_text: rng.chance(30),
@@ -189,10 +191,10 @@ fn random_shape(
         max_tokens: if are_short { rng.range(1, 12) } else { cache.max_model_len },
         shared_prefix: if rng.chance(60) { rng.range(20, 100) } else { 0 },
         num_keys: if rng.chance(25) { 4 } else { 1 },
-        has_priorities: rng.chance(50),
-        has_stop_ids: rng.chance(if is_pressed { 10 } else { 50 }),
-        has_min_tokens: rng.chance(50),
-        has_text: rng.chance(if is_pressed { 10 } else { 50 }),
+        num_priorities: rng.pick(&[1, 3]),
+        max_stop_ids: if rng.chance(if is_pressed { 10 } else { 50 }) { 2 } else { 0 },
+        min_tokens: rng.pick(&[0, 70]),
+        text: if rng.chance(if is_pressed { 10 } else { 50 }) { 70 } else { 0 },
         documents,
     }
 }

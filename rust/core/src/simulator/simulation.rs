@@ -1,10 +1,10 @@
 //! A run of one scenario: arrivals, steps, faults, and everything checked after each.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
 
 use super::inspect::{inspect_batch, touched_blocks};
 use super::oracle::{Oracle, Samples};
+use super::report::{Failure, Report};
 use super::rng::{Rng, mix};
 use super::scenario::Scenario;
 use super::truth::Truth;
@@ -15,39 +15,6 @@ use crate::request::RequestResult;
 use crate::scheduler::{Scheduler, StepOutput};
 use crate::stats::Stats;
 use crate::stop::FinishReason;
-
-/// What a run came to.
-#[derive(Clone, Copy, Debug)]
-pub struct Report {
-    /// Arrivals, steps, updates, aborts and faults.
-    pub num_operations: u64,
-    /// Requests that were refused when they arrived.
-    pub num_refused: u64,
-    /// Tokens that came too late to count.
-    pub num_discarded: u64,
-    /// A hash of every array and every output: equal for equal runs.
-    pub trace: u64,
-    /// The scheduler's own figures at the end.
-    pub stats: Stats,
-}
-
-/// The first thing that went wrong in a run.
-#[derive(Clone, Debug)]
-pub struct Failure {
-    /// Replays the run.
-    pub seed: u64,
-    /// Operations before it.
-    pub num_operations: u64,
-    /// What it was.
-    pub message: String,
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, num_operations, message } = self;
-        write!(f, "seed {seed} after {num_operations} operations: {message}")
-    }
-}
 
 /// A batch in flight. It runs as late as it can: just before its update.
 struct Flight {
@@ -403,5 +370,3 @@ impl Simulation {
         self.check()
     }
 }
-
-impl std::error::Error for Failure {}

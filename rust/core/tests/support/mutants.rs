@@ -1,11 +1,11 @@
 //! The bugs to plant.
 
 /// A bug: `old` is replaced by `new` in `file`; `PLANTED` in `new` is true while the bug is awake.
-pub struct Mutant {
-    pub name: &'static str,
-    pub file: &'static str,
-    pub old: &'static str,
-    pub new: &'static str,
+pub(crate) struct Mutant {
+    pub(crate) name: &'static str,
+    pub(crate) file: &'static str,
+    pub(crate) old: &'static str,
+    pub(crate) new: &'static str,
 }
 
 const fn mutant(
@@ -17,7 +17,7 @@ const fn mutant(
     Mutant { name, file, old, new }
 }
 
-pub const MUTANTS: &[Mutant] = &[
+pub(crate) const MUTANTS: &[Mutant] = &[
     mutant(
         "a release does not count",
         "block_pool.rs",
@@ -132,8 +132,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "a window is one token short",
         "config.rs",
-        "    pub const fn first_visible(self, position: u32) -> u32 {\n        match self {",
-        "    pub fn first_visible(self, position: u32) -> u32 {\n        match self {\n\
+        "    pub(crate) const fn first_visible(self, position: u32) -> u32 {\n        match self {",
+        "    pub(crate) fn first_visible(self, position: u32) -> u32 {\n        match self {\n\
          Self::Sliding(window) if PLANTED => (position + 2).saturating_sub(window),\n\
          Self::Chunked(chunk) if PLANTED => (position + 1) / chunk * chunk,",
     ),
