@@ -1,4 +1,8 @@
 //! The scheduler as Python sees it: two calls per step.
+//!
+//! Neither lets other Python threads run meanwhile. Measured at 64 sequences, where a step takes 10 us:
+//! releasing the interpreter in `update` made steps 6 to 13 us longer in the mean, and 15 to 33 us beside a
+//! busy thread.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

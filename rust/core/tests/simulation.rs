@@ -2,7 +2,7 @@
 //! the invariants hold, no sequence ever reads anything but its own past, and each gets exactly what
 //! it gets alone.
 //!
-//! `SEED=7 cargo test -p pagedkv-core --test simulation` replays one world.
+//! `SEED=7 cargo test -p pagedkv-core simulation` replays one world.
 #![expect(clippy::print_stdout, reason = "shows what the worlds came to")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -87,15 +87,13 @@ fn run_many(first: u64, is_enough: impl Fn(u64, &Coverage) -> bool + Sync) -> Co
         }
     });
     if let Some((seed, message)) = failure.into_inner().unwrap() {
-        panic!(
-            "{message}\nreplay: SEED={seed} cargo test -p pagedkv-core --test simulation -- one_seed"
-        );
+        panic!("{message}\nreplay: SEED={seed} cargo test -p pagedkv-core simulation");
     }
     coverage.into_inner().unwrap()
 }
 
 #[test]
-fn one_seed_can_be_replayed() {
+fn simulation_of_one_seed() {
     let seed = std::env::var("SEED").map_or(7, |seed| seed.parse().expect("SEED is a number"));
     match run(seed) {
         Ok(report) => println!("{report:#?}"),

@@ -39,6 +39,7 @@ pub fn inspect_batch(
         return Err("a row is sampled twice".to_owned());
     }
     inspect_slots(batch, arrays, scheduler)?;
+    inspect_tables(batch, arrays, scheduler)?;
     inspect_copies(batch, arrays, scheduler)
 }
 
@@ -73,6 +74,29 @@ fn inspect_slots(
     }
     if !all_distinct(slots.into_iter()) {
         return Err("two tokens are written to one slot".to_owned());
+    }
+    Ok(())
+}
+
+/// The host's tables are those of the cache, as far as the batch can see.
+fn inspect_tables(
+    batch: &Batch,
+    arrays: &StepArrays<'_>,
+    scheduler: &Scheduler,
+) -> Result<(), String> {
+    let config = scheduler.kv_cache().config();
+    let width = config.blocks_per_row() as usize;
+    for r in 0..batch.num_rows as usize {
+        let row = arrays.row_ids[r];
+        let num_columns = arrays.seq_lens[r].unsigned_abs().div_ceil(config.block_size) as usize;
+        for group in 0..config.groups.len() {
+            let start = (group * config.num_rows as usize + row as usize) * width;
+            let host = arrays.block_tables[start..start + num_columns].iter();
+            let line = scheduler.kv_cache().tables().line(group, RowId::new(row as u32));
+            if !host.zip(&line[..num_columns]).all(|(host, own)| *host == *own as i32) {
+                return Err(format!("the host's table of row {row} is another than the cache's"));
+            }
+        }
     }
     Ok(())
 }

@@ -206,8 +206,8 @@ impl Oracle {
     ) -> Result<(), String> {
         let it = self.scheduled(r, arrays, truths)?;
         let size = self.config.cache.block_size;
-        // With one arena its tables must agree with the mirror; with two, each misses the other's.
-        let has_one_arena = self.config.max_in_flight == 1;
+        // With two batches in flight the host's tables are those of the next one by now.
+        let is_host_current = self.config.max_in_flight == 1;
         for (group, kind) in self.config.cache.groups.iter().enumerate() {
             for position in 0..it.end {
                 // Of the queries that come after a key, the first one sees it if any does.
@@ -216,7 +216,7 @@ impl Oracle {
                 }
                 let at = self.table_index(group, it.row, (position / size) as usize);
                 let block = self.tables[at];
-                if block <= 0 || has_one_arena && arrays.block_tables[at] != block {
+                if block <= 0 || is_host_current && arrays.block_tables[at] != block {
                     return Err(it.error(position, &format!("has block {block} in group {group}")));
                 }
                 let hash = it.truth.hash(it.index, position).unwrap_or_default();

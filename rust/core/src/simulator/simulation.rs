@@ -38,6 +38,8 @@ pub struct Simulation {
     scheduler: Scheduler,
     oracle: Oracle,
     arenas: Vec<StepBuffers>,
+    /// The block tables of a host; all arenas share them.
+    tables: Vec<i32>,
     flights: VecDeque<Flight>,
     output: StepOutput,
     truths: BTreeMap<u64, Truth>,
@@ -71,6 +73,7 @@ impl Simulation {
             rng: Rng::new(mix(scenario.seed, 0x0072_756e)),
             oracle: Oracle::new(&scenario.config),
             arenas: (0..scenario.config.max_in_flight).map(|_| StepBuffers::new(sizes)).collect(),
+            tables: vec![0; sizes.num_groups * sizes.num_rows * sizes.blocks_per_row],
             scheduler,
             flights: VecDeque::new(),
             output: StepOutput::default(),
@@ -220,6 +223,7 @@ impl Simulation {
         let in_use: Vec<_> = self.flights.iter().map(|flight| flight.arena).collect();
         let arena = (0..self.arenas.len()).find(|i| !in_use.contains(i)).expect("one is free");
         let mut arrays = self.arenas[arena].arrays();
+        arrays.block_tables = &mut self.tables;
         let batch = self.scheduler.schedule(&mut arrays).map_err(|error| error.to_string())?;
         self.check()?;
         let Some(batch) = batch else {
@@ -229,7 +233,8 @@ impl Simulation {
                 Ok(false)
             };
         };
-        let arrays = self.arenas[arena].arrays();
+        let mut arrays = self.arenas[arena].arrays();
+        arrays.block_tables = &mut self.tables;
         inspect_batch(&batch, &arrays, &self.scheduler)?;
         let touched = touched_blocks(&batch, &arrays, &self.scheduler);
         let t = batch.num_tokens as usize;
@@ -249,7 +254,8 @@ impl Simulation {
         let Some(flight) = self.flights.iter_mut().find(|flight| flight.samples.is_none()) else {
             return Ok(());
         };
-        let arrays = self.arenas[flight.arena].arrays();
+        let mut arrays = self.arenas[flight.arena].arrays();
+        arrays.block_tables = &mut self.tables;
         flight.samples = Some(self.oracle.execute(&flight.batch, &arrays, &self.truths)?);
         Ok(())
     }

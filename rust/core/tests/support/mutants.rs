@@ -132,8 +132,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     mutant(
         "a window is one token short",
         "config.rs",
-        "    pub(crate) const fn first_visible(self, position: u32) -> u32 {\n        match self {",
-        "    pub(crate) fn first_visible(self, position: u32) -> u32 {\n        match self {\n\
+        "    pub const fn first_visible(self, position: u32) -> u32 {\n        match self {",
+        "    pub fn first_visible(self, position: u32) -> u32 {\n        match self {\n\
          Self::Sliding(window) if PLANTED => (position + 2).saturating_sub(window),\n\
          Self::Chunked(chunk) if PLANTED => (position + 1) / chunk * chunk,",
     ),
@@ -192,6 +192,12 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "scheduler/arrays.rs",
         "self.batch.num_table_updates = updates.len() as u32;",
         "self.batch.num_table_updates = (updates.len() as u32).saturating_sub(u32::from(PLANTED));",
+    ),
+    mutant(
+        "the tables of a host miss the last update",
+        "block_tables.rs",
+        "for update in &self.updates {",
+        "for update in &self.updates[usize::from(PLANTED && !self.updates.is_empty())..] {",
     ),
     mutant(
         "a row fork gets lost",
