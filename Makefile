@@ -42,6 +42,7 @@ DEPENDENCIES := $(VENV)/.requirements-installed
 WHEEL := dist/.wheel-built
 # The oldest glibc that Rust's standard library supports; zig links against it whatever this machine has.
 WHEEL_FLAGS := $(if $(filter Linux,$(shell uname -s)),--zig --compatibility manylinux_2_17)
+BENCH_DIR := target/bench
 PYTHON_DIRS := python tests $(wildcard benches examples tools)
 CARGO_TEST := $(if $(shell cargo nextest --version 2>/dev/null),cargo nextest run --locked --no-tests=pass,cargo test --locked --lib --bins --tests)
 
@@ -73,9 +74,12 @@ bench: setup ## The benchmarks of benches/ (Rust and Python), as recorded in ben
 	$(call heading,'Rust benchmarks')
 	cargo bench --locked --benches
 	$(call heading,'Python benchmarks')
-	@for bench in benches/*.py; do \
-		[ -e "$$bench" ] || continue; echo "-- $$bench"; $(PY) "$$bench"; \
-	done
+	$(PY) benches/step.py
+	[ -e $(BENCH_DIR)/llama-32m/config.json ] || $(PY) benches/make_model.py $(BENCH_DIR)/llama-32m --size 32m
+	$(PY) benches/workloads.py mixed --n 64 -o $(BENCH_DIR)/mixed-64.json
+	$(PY) benches/throughput.py --model $(BENCH_DIR)/llama-32m --workload $(BENCH_DIR)/mixed-64.json \
+		--engines pagedkv,hf-static --rounds 3 --threads 2
+	$(PY) benches/throughput.py --model $(BENCH_DIR)/llama-32m --workload $(BENCH_DIR)/mixed-64.json --check --threads 2
 
 lint: setup ## Format and lint checks: rustfmt, clippy, ruff, mypy --strict, the stub of _core
 	$(call heading,'cargo fmt --check')
