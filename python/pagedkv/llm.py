@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import Self
-
 from pagedkv.chat import render_chat
 from pagedkv.engine import LLMEngine
 from pagedkv.errors import not_supported_yet, unknown_parameter
@@ -17,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
+
+    from typing_extensions import Self
 
     from pagedkv.chat import ChatMessage
     from pagedkv.outputs import RequestOutput, StreamDelta

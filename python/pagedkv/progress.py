@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import Self
-
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from typing_extensions import Self
 
     from pagedkv.stats import EngineStats
 
