@@ -78,8 +78,10 @@ bench: setup ## The benchmarks of benches/ (Rust and Python), as recorded in ben
 	[ -e $(BENCH_DIR)/llama-32m/config.json ] || $(PY) benches/make_model.py $(BENCH_DIR)/llama-32m --size 32m
 	$(PY) benches/workloads.py mixed --n 64 -o $(BENCH_DIR)/mixed-64.json
 	$(PY) benches/throughput.py --model $(BENCH_DIR)/llama-32m --workload $(BENCH_DIR)/mixed-64.json \
-		--engines pagedkv,hf-static --rounds 3 --threads 2
+		--engines pagedkv,hf-static,hf-continuous --rounds 3 --threads 2
 	$(PY) benches/throughput.py --model $(BENCH_DIR)/llama-32m --workload $(BENCH_DIR)/mixed-64.json --check --threads 2
+	$(PY) benches/step_breakdown.py --model $(BENCH_DIR)/llama-32m --threads 2
+	$(PY) benches/startup.py
 
 lint: setup ## Format and lint checks: rustfmt, clippy, ruff, mypy --strict, the stub of _core
 	$(call heading,'cargo fmt --check')

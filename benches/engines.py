@@ -1,6 +1,6 @@
 """One engine on one workload file, in this process; prints one JSON line.
 
-    python benches/engines.py pagedkv|hf-static|hf-sequential MODEL WORKLOAD [--batch 16]
+    python benches/engines.py pagedkv|hf-static|hf-sequential|hf-continuous MODEL WORKLOAD [--batch 16]
 
 Greedy, ending tokens ignored, every request runs to its max_tokens. benches/throughput.py starts
 this file once per engine and round, so that no engine inherits another's memory or threads.
@@ -29,6 +29,12 @@ for _name, _value in {
 from workloads import Workload, load, num_tokens  # noqa: E402  (the settings above come first)
 
 NUM_WARM_UP_TOKENS = 2
+
+# transformers' continuous batching: small pages waste less of its cache; a batch of more tokens was slower on two cores.
+HF_PAGE_SIZE = 64
+HF_SPARE_PAGES = 16
+HF_BATCH_TOKENS = 1024
+HF_PATIENCE_S = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +218,67 @@ def run_hf(options: LegOptions, *, batch: int) -> LegRun:
     )
 
 
+def run_hf_continuous(options: LegOptions) -> LegRun:
+    """Runs transformers' own continuous batching with a cache that holds every request."""
+    started = time.perf_counter()
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+
+    imported = time.perf_counter()
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=getattr(torch, options.dtype), attn_implementation="sdpa"
+    ).eval()
+    ready = time.perf_counter()
+    requests = options.workload["requests"]
+    lengths = [len(request["prompt_token_ids"]) + request["max_tokens"] for request in requests]
+    num_pages = sum(-(-length // HF_PAGE_SIZE) for length in lengths) + HF_SPARE_PAGES
+    generation = GenerationConfig(
+        max_new_tokens=max(request["max_tokens"] for request in requests),
+        do_sample=False,
+        eos_token_id=-1,
+        pad_token_id=0,
+    )
+    manager = model.init_continuous_batching(
+        generation_config=generation,
+        continuous_batching_config=ContinuousBatchingConfig(
+            num_blocks=num_pages, max_batch_tokens=HF_BATCH_TOKENS, page_size=HF_PAGE_SIZE
+        ),
+    )
+    manager.start()
+    warm_up = [(request["prompt_token_ids"][::-1], NUM_WARM_UP_TOKENS) for request in requests[:2]]
+    hf_collect(manager, warm_up)
+    begun = time.perf_counter()
+    token_ids = hf_collect(
+        manager, [(request["prompt_token_ids"], request["max_tokens"]) for request in requests]
+    )
+    ended = time.perf_counter()
+    manager.stop(block=True)
+    return LegRun(
+        version=transformers.__version__,
+        import_s=imported - started,
+        init_s=ready - imported,
+        run_s=ended - begun,
+        token_ids=token_ids,
+    )
+
+
+def hf_collect(manager: Any, requests: list[tuple[list[int], int]]) -> list[list[int]]:
+    """Adds (prompt, number of new tokens) pairs and waits for all of them, in order."""
+    names = [f"{id(requests)}-{index}" for index in range(len(requests))]
+    for name, (prompt, num_new_tokens) in zip(names, requests, strict=True):
+        manager.add_request(prompt, request_id=name, max_new_tokens=num_new_tokens)
+    found: dict[str, list[int]] = {}
+    while len(found) < len(names):
+        result = manager.get_result(timeout=HF_PATIENCE_S)
+        if result is None:
+            message = f"continuous batching gave no result for {HF_PATIENCE_S} seconds"
+            raise RuntimeError(message)
+        if result.is_finished():
+            found[result.request_id] = list(result.generated_tokens)
+    return [found[name] for name in names]
+
+
 def hf_generate(model: Any, prompts: list[list[int]], *, num_new_tokens: int) -> list[list[int]]:
     """Returns exactly `num_new_tokens` greedy ids for each prompt, prompts padded on the left."""
     import torch
@@ -240,6 +307,7 @@ LEGS: dict[str, Callable[[LegOptions], LegRun]] = {
     "pagedkv": run_pagedkv,
     "hf-static": run_hf_static,
     "hf-sequential": run_hf_sequential,
+    "hf-continuous": run_hf_continuous,
 }
 
 

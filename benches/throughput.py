@@ -3,8 +3,11 @@
     python benches/workloads.py mixed --n 64 -o mixed.json
     python benches/make_model.py llama-32m
     python benches/throughput.py --model llama-32m --workload mixed.json \
-        --engines pagedkv,hf-static,hf-sequential --rounds 3 --batch 16
+        --engines pagedkv,hf-static,hf-continuous --rounds 3 --batch 16
     python benches/throughput.py --model llama-32m --workload mixed.json --check
+
+Engines that need an environment of their own come in by `--command NAME=COMMAND`, with {model},
+{workload} and {dtype} in its place: any program that ends with the same result line.
 
 Each run is a process of its own. Rounds are interleaved (A B C A B C ...), so that a machine that
 slows down slows down all of them, and the ratios are medians of the ratios within a round. Every
@@ -15,6 +18,7 @@ with transformers' instead (see benches/greedy_check.py).
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -38,33 +42,55 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=16, help="rows of a static batch")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--command",
+        action="append",
+        default=[],
+        metavar="NAME=COMMAND",
+        help="another engine; {model}, {workload} and {dtype} are filled in",
+    )
+    parser.add_argument("--json", type=Path, help="also write every result line to this file")
     parser.add_argument("--engine-args", default="{}", help="JSON for pagedkv.LLM")
     parser.add_argument("--check", action="store_true", help="compare ids, measure nothing")
     parser.add_argument("--max-ties", type=int, default=2, help="ties that --check tolerates")
     arguments = parser.parse_args()
-    names = arguments.engines.split(",")
+    commands = dict(command.split("=", 1) for command in arguments.command if "=" in command)
+    if len(commands) < len(arguments.command):
+        parser.error(f"--command takes NAME=COMMAND, each name once; got {arguments.command}")
+    names = [*arguments.engines.split(","), *commands]
     for name in names:
-        if name not in engines.LEGS:
+        if name not in engines.LEGS and name not in commands:
             parser.error(f"--engines must name {', '.join(sorted(engines.LEGS))}; got {name!r}")
     if arguments.check:
         return run_check(arguments)
     lines: dict[str, list[Line]] = {name: [] for name in names}
     for _ in range(arguments.rounds):
         for name in names:
-            line = run_engine(name, arguments, ids_out=None)
+            line = run_leg(name, arguments, commands)
             sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()
             lines[name].append(line)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(lines, indent=2) + "\n")
     sys.stdout.write(table(lines))
     return 0
 
 
-def run_engine(name: str, arguments: argparse.Namespace, *, ids_out: Path | None) -> Line:
-    """Runs one engine in a process of its own and returns its result line.
+def run_leg(name: str, arguments: argparse.Namespace, commands: dict[str, str]) -> Line:
+    """Runs an engine of this repository, or another by its command."""
+    if name not in commands:
+        return run_engine(name, arguments, ids_out=None)
+    places = {
+        "{model}": arguments.model,
+        "{workload}": str(arguments.workload),
+        "{dtype}": arguments.dtype,
+    }
+    command = [places.get(word, word) for word in shlex.split(commands[name])]
+    return run_process(name, command, arguments)
 
-    Raises:
-        SystemExit: if the process fails; its own message is already on standard error.
-    """
+
+def run_engine(name: str, arguments: argparse.Namespace, *, ids_out: Path | None) -> Line:
+    """Runs one engine of benches/engines.py in a process of its own and returns its result line."""
     command = [
         sys.executable, engines.__file__, name, arguments.model, str(arguments.workload),
         "--batch", str(arguments.batch), "--dtype", arguments.dtype,
@@ -72,6 +98,15 @@ def run_engine(name: str, arguments: argparse.Namespace, *, ids_out: Path | None
     ]  # fmt: skip
     if ids_out is not None:
         command += ["--ids-out", str(ids_out)]
+    return run_process(name, command, arguments)
+
+
+def run_process(name: str, command: list[str], arguments: argparse.Namespace) -> Line:
+    """Runs a program with the threads of the arguments; its last line is the result.
+
+    Raises:
+        SystemExit: if it fails; its own message is already on standard error.
+    """
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(arguments.threads),
