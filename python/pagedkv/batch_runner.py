@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from pagedkv._core import Batch
     from pagedkv.attention.base import StepInputs
-    from pagedkv.model_runner import ModelRunner
     from pagedkv.sampling.logprobs import TopLogprobs
     from pagedkv.sampling.sampler import Sampler
     from pagedkv.step_buffers import StepArena
@@ -44,6 +43,13 @@ class BatchOutcome:
     failures: dict[int, str] = field(default_factory=dict)
 
 
+class Runner(Protocol):
+    """What runs a step through the model: `ModelRunner`, or `SequenceRunner` on the slow path."""
+
+    def forward(self, step: StepInputs) -> torch.Tensor:
+        """Logits [S, vocabulary] float32 of the sampled positions."""
+
+
 class BatchRunner:
     """Runs batches through the model and the sampler.
 
@@ -52,7 +58,7 @@ class BatchRunner:
     """
 
     def __init__(
-        self, *, runner: ModelRunner, sampler: Sampler, arena: StepArena, device: torch.device
+        self, *, runner: Runner, sampler: Sampler, arena: StepArena, device: torch.device
     ) -> None:
         """Keeps the parts; allocates nothing."""
         self._runner = runner

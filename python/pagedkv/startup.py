@@ -19,10 +19,12 @@ from pagedkv.kv_sizing import log_kv_size, size_kv_cache
 from pagedkv.model_runner import ModelRunner
 from pagedkv.models.loading import load_model
 from pagedkv.sampling.sampler import Sampler
+from pagedkv.sequence_runner import SequenceRunner
 from pagedkv.step_buffers import StepArena
 from pagedkv.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
+    from pagedkv.batch_runner import Runner
     from pagedkv.config import EngineConfig
     from pagedkv.kv_sizing import KvSize
     from pagedkv.models.loading import LoadedModel
@@ -118,17 +120,11 @@ def assemble(
         dtype=loaded.dtype,
         device=loaded.device,
     )
-    layers = {layer.layer_idx: layer for layer in loaded.geometry.layers}
-    backend = create_backend(
-        backend_name, layers=layers, caches=kv_cache.layers, device=loaded.device
-    )
-    runner = ModelRunner(
-        loaded.model,
-        layers=layers,
-        backend=backend,
-        device=loaded.device,
+    runner = _create_runner(
+        loaded,
+        kv_cache,
+        backend_name=backend_name,
         max_num_batched_tokens=max_num_batched_tokens,
-        vocab_size=loaded.vocab_size,
     )
     sampler = Sampler(
         max_num_seqs=config.max_num_seqs, vocab_size=loaded.vocab_size, device=loaded.device
@@ -159,6 +155,31 @@ def assemble(
         kv_cache=kv_cache,
         kv_size=kv_size,
         eos_token_ids=tuple(sorted(t for t in eos_token_ids if t < loaded.vocab_size)),
+    )
+
+
+def _create_runner(
+    loaded: LoadedModel, kv_cache: KvCache, *, backend_name: str, max_num_batched_tokens: int
+) -> Runner:
+    layers = {layer.layer_idx: layer for layer in loaded.geometry.layers}
+    if loaded.on_slow_path:
+        return SequenceRunner(
+            loaded.model,
+            layers=layers,
+            caches=kv_cache.layers,
+            device=loaded.device,
+            vocab_size=loaded.vocab_size,
+        )
+    backend = create_backend(
+        backend_name, layers=layers, caches=kv_cache.layers, device=loaded.device
+    )
+    return ModelRunner(
+        loaded.model,
+        layers=layers,
+        backend=backend,
+        device=loaded.device,
+        max_num_batched_tokens=max_num_batched_tokens,
+        vocab_size=loaded.vocab_size,
     )
 
 

@@ -13,7 +13,7 @@ LAYERS = [
     {"step_buffers", "attention", "text_stream", "token_bytes", "tokenizer", "chat", "requests"},
     {"models", "sampling"},
     {"kv_cache", "kv_sizing", "request_state"},
-    {"model_runner"},
+    {"model_runner", "sequence_runner"},
     {"batch_runner"},
     {"startup", "admission"},
     {"engine"},

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pagedkv.attention.slots import copy_blocks, gather_slots, write_slots
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -46,23 +48,12 @@ class TorchBackend:
 
     def copy_blocks(self, copies: torch.Tensor) -> None:
         """Copies blocks in every layer of a group that stores keys and values."""
-        for group, source, target in copies.tolist():
-            for layer in self._layers.values():
-                if layer.group == group and layer.alias_of is None:
-                    cache = self._caches[layer.layer_idx]
-                    cache.key[target] = cache.key[source]
-                    cache.value[target] = cache.value[source]
+        copy_blocks(self._layers, self._caches, copies)
 
     def write_kv(self, layer: LayerSpec, key: torch.Tensor, value: torch.Tensor) -> None:
         """Scatters keys [Tp, Hkv, Dk] and values [Tp, Hkv, Dv] to the slots of the layer's group."""
-        step = self._planned()
-        cache = self._caches[layer.layer_idx]
-        block_size = cache.key.shape[2]
-        slots = step.slot_mapping[layer.group]
-        tokens = torch.nonzero(slots >= 0).squeeze(1)
-        blocks, offsets = slots[tokens] // block_size, slots[tokens] % block_size
-        cache.key[blocks, :, offsets] = key[tokens].to(cache.key.dtype)
-        cache.value[blocks, :, offsets] = value[tokens].to(cache.value.dtype)
+        slots = self._planned().slot_mapping[layer.group]
+        write_slots(self._caches[layer.layer_idx], slots, key, value)
 
     def attend(
         self, layer: LayerSpec, query: torch.Tensor, sinks: torch.Tensor | None
@@ -75,8 +66,8 @@ class TorchBackend:
             first_key = _first_visible_key(layer, row.first_position)
             positions = torch.arange(first_key, row.seq_len, device=query.device)
             table = step.block_tables[layer.group, row.row_id]
-            keys = _gather(cache.key, table, positions)
-            values = _gather(cache.value, table, positions)
+            keys = gather_slots(cache.key, table, positions)
+            values = gather_slots(cache.value, table, positions)
             output[row.start : row.stop] = _attend_row(
                 layer,
                 query[row.start : row.stop],
@@ -115,13 +106,6 @@ def _first_visible_key(layer: LayerSpec, position: int) -> int:
     return position // layer.window * layer.window
 
 
-def _gather(cache: torch.Tensor, table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """The slots [L, Hkv, D] of the given positions of one row, from a cache [num_blocks, Hkv, block_size, D]."""
-    block_size = cache.shape[2]
-    blocks = table[positions // block_size].long()
-    return cache[blocks, :, positions % block_size]
-
-
 def _attend_row(
     layer: LayerSpec,
     query: torch.Tensor,
@@ -132,13 +116,13 @@ def _attend_row(
     key_positions: torch.Tensor,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Attention of one row's queries [Q, H, Dk] over its visible keys [L, Hkv, Dk] and values [L, Hkv, Dv]."""
-    num_queries, num_keys = query.shape[0], keys.shape[0]
+    """Attention of one row's queries [Q, H, Dk] over its visible keys [Hkv, L, Dk] and values [Hkv, L, Dv]."""
+    num_queries, num_keys = query.shape[0], keys.shape[1]
     # [Hkv, H / Hkv, Q, Dk]: query heads next to the key head they read.
     grouped = (
         query.float().transpose(0, 1).reshape(layer.num_kv_heads, -1, num_queries, layer.k_dim)
     )
-    scores = grouped @ keys.float().permute(1, 2, 0).unsqueeze(1) * layer.scale
+    scores = grouped @ keys.float().transpose(1, 2).unsqueeze(1) * layer.scale
     if layer.softcap is not None:
         scores = layer.softcap * torch.tanh(scores / layer.softcap)
     scores = scores.masked_fill(~_mask(layer, query_positions, key_positions), -torch.inf)
@@ -146,7 +130,7 @@ def _attend_row(
         column = sinks.float().view(layer.num_kv_heads, -1, 1, 1).expand(-1, -1, num_queries, 1)
         scores = torch.cat([scores, column], dim=-1)
     weights = torch.softmax(scores, dim=-1)[..., :num_keys]
-    output = weights @ values.float().transpose(0, 1).unsqueeze(1)
+    output = weights @ values.float().unsqueeze(1)
     return output.reshape(layer.num_query_heads, num_queries, layer.v_dim).transpose(0, 1)
 
 

@@ -17,9 +17,10 @@ from pagedkv.models.context_length import resolve_max_model_len
 from pagedkv.models.experts import use_padded_experts
 from pagedkv.models.files import check_model_files, resolve_model_folder
 from pagedkv.models.geometry import KvGeometry, plan_geometry
-from pagedkv.models.probe import ProbeResult, check_layer_count, probe
+from pagedkv.models.probe import NotOnFastPathError, ProbeResult, check_layer_count, probe
 from pagedkv.models.rope import freeze_rope
 from pagedkv.models.rows import check_rows_independent, is_batch_invariant
+from pagedkv.models.slow_path import probe_slow_path
 from pagedkv.models.surgery import exchange_activations
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 # Tokens of a probe: few, and a number of rows whose quarter is padded like a batch.
 _PROBE_TOKENS = 16
+
+# The attention that every model brings: it is loaded with it and keeps it on the slow path.
+OWN_ATTENTION = "eager"
 
 _DTYPES = {
     "float32": torch.float32,
@@ -57,6 +61,7 @@ class LoadedModel:
         dtype: Of the weights and of keys and values.
         device: Where it runs.
         batch_invariant: A row's result has the same bits whatever else is in the batch.
+        on_slow_path: It computes its attention itself, over the keys and values of one sequence at a time.
     """
 
     model: PreTrainedModel
@@ -70,6 +75,7 @@ class LoadedModel:
     dtype: torch.dtype
     device: torch.device
     batch_invariant: bool
+    on_slow_path: bool
 
 
 def load_model(
@@ -128,8 +134,25 @@ def prepare_model(model: PreTrainedModel, *, folder: Path, max_model_len: int) -
         use_padded_experts(model)
         exchange_activations(model)
     model.set_attn_implementation(PROBE_NAME)
-    probed, batch_invariant = _probe_model(model, max_model_len=max_model_len)
-    model.set_attn_implementation(RUNTIME_NAME)
+    reason = None
+    try:
+        probed, batch_invariant = _probe_model(model, max_model_len=max_model_len)
+    except NotOnFastPathError as error:
+        reason = error.reason
+        model.set_attn_implementation(OWN_ATTENTION)
+        layers, num_logits = probe_slow_path(
+            model, vocab_size=_num_embeddings(model), max_model_len=max_model_len
+        )
+        batch_invariant = False
+        logger.warning(
+            "model type %r runs on the slow path, because %s: one forward pass per sequence and step, "
+            "with the model's own attention code; results are the same, batching gains no speed",
+            model_type,
+            reason,
+        )
+    else:
+        model.set_attn_implementation(RUNTIME_NAME)
+        layers, num_logits = list(probed.layers.values()), probed.logits.shape[1]
     if not batch_invariant:
         logger.info(
             "on this machine the last bits of a result of %r can depend on what else is in the batch",
@@ -139,14 +162,15 @@ def prepare_model(model: PreTrainedModel, *, folder: Path, max_model_len: int) -
         model=model,
         folder=folder,
         model_type=model_type,
-        geometry=plan_geometry(list(probed.layers.values()), max_model_len=max_model_len),
+        geometry=plan_geometry(layers, max_model_len=max_model_len),
         max_model_len=max_model_len,
         context_length=resolve_max_model_len(config, None),
-        vocab_size=min(_num_embeddings(model), probed.logits.shape[1]),
+        vocab_size=min(_num_embeddings(model), num_logits),
         eos_token_ids=_eos_token_ids(model),
         dtype=model.dtype,
         device=model.device,
         batch_invariant=batch_invariant,
+        on_slow_path=reason is not None,
     )
 
 
@@ -184,7 +208,7 @@ def _load_weights(
             folder,
             config=config,
             dtype="auto" if dtype is None else dtype,
-            attn_implementation=PROBE_NAME,
+            attn_implementation=OWN_ATTENTION,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
@@ -228,12 +252,13 @@ def _probe_shapes(config: PretrainedConfig, *, trust_remote_code: bool) -> None:
                 max_model_len=4,
                 with_masks=False,
             )
+        check_layer_count(str(config.model_type), result.layers, _num_hidden_layers(config))
+    except NotOnFastPathError as error:
+        logger.debug("no fast path by a probe without weights: %s", error)
     except UnsupportedModelError:
         raise
     except Exception as error:  # noqa: BLE001 (any failure here only means that the real probe decides)
         logger.debug("no probe without weights: %s: %s", type(error).__name__, error)
-        return
-    check_layer_count(str(config.model_type), result.layers, _num_hidden_layers(config))
 
 
 def _probe_model(model: PreTrainedModel, *, max_model_len: int) -> tuple[ProbeResult, bool]:

@@ -44,6 +44,19 @@ _HARMLESS_ARGUMENTS = frozenset(
 _KNOWN_ARGUMENTS = _HARMLESS_ARGUMENTS | {"scaling", "softcap", "s_aux"}
 
 
+class NotOnFastPathError(UnsupportedModelError):
+    """The attention is nothing that a backend can stand in for; the model's own code may still run on the slow path.
+
+    Attributes:
+        reason: What was seen, without the model type.
+    """
+
+    def __init__(self, model_type: str, reason: str) -> None:
+        """Words the refusal that it is when the slow path is not tried."""
+        super().__init__(f"model type {model_type!r} cannot run: {reason}")
+        self.reason = reason
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbedLayer:
     """One layer's attention as seen in its call. Fields as in `LayerSpec`, before windows meet a context length.
@@ -140,23 +153,18 @@ def check_layer_count(
     """Checks that every decoder layer was seen.
 
     Raises:
-        UnsupportedModelError: None was, or some are missing.
+        NotOnFastPathError: None was, or some are missing.
     """
     if not layers:
-        msg = (
-            f"model type {model_type!r} cannot run: none of its layers calls transformers' "
-            "attention interface (it has attention code of its own, or no attention at all)"
+        raise NotOnFastPathError(
+            model_type, "none of its layers calls transformers' attention interface"
         )
-        raise UnsupportedModelError(msg)
     expected = range(max(num_hidden_layers or 0, max(layers) + 1))
     missing = [layer_idx for layer_idx in expected if layer_idx not in layers]
     if missing:
-        msg = (
-            f"model type {model_type!r} cannot run: layer {missing[0]}"
-            f"{f' (and {len(missing) - 1} more)' if len(missing) > 1 else ''} never calls "
-            "transformers' attention interface; it may keep state that a KV cache does not hold"
-        )
-        raise UnsupportedModelError(msg)
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        reason = f"layer {missing[0]}{more} never calls transformers' attention interface"
+        raise NotOnFastPathError(model_type, reason)
 
 
 class _Observer:
@@ -186,7 +194,7 @@ class _Observer:
         if not isinstance(layer_idx, int):
             self._refuse(None, f"its attention module has the layer index {layer_idx!r}")
         if layer_idx in self.layers:
-            self._refuse(layer_idx, "it runs attention more than once per token")
+            self._leave_fast_path(layer_idx, "runs attention more than once per token")
         self._check_arguments(layer_idx, module, kwargs)
         self._check_shapes(layer_idx, query, key, value)
         shape = self._mask_shape(layer_idx, mask) if self._with_masks else MaskShape("full", None)
@@ -238,14 +246,18 @@ class _Observer:
 
     def _mask_shape(self, layer_idx: int, mask: torch.Tensor | None) -> MaskShape:
         if not isinstance(mask, ProbedMask):
-            self._refuse(layer_idx, "it attends under a mask that is not a function of positions")
+            self._leave_fast_path(
+                layer_idx, "attends under a mask that is not a function of positions"
+            )
         if id(mask) not in self._mask_shapes:
             # Held, so that its id stays its own.
             self._masks.append(mask)
             self._mask_shapes[id(mask)] = classify_mask(mask.predicate, self._max_model_len)
         shape = self._mask_shapes[id(mask)]
         if shape is None:
-            self._refuse(layer_idx, "its mask is neither causal, nor sliding, nor chunked")
+            self._leave_fast_path(
+                layer_idx, "has a mask that is neither causal, nor sliding, nor chunked"
+            )
         return shape
 
     def _source_of(self, key: torch.Tensor, value: torch.Tensor) -> int | None:
@@ -253,6 +265,9 @@ class _Observer:
             if earlier_key is key and earlier_value is value:
                 return layer_idx
         return None
+
+    def _leave_fast_path(self, layer_idx: int, reason: str) -> NoReturn:
+        raise NotOnFastPathError(self._model_type, f"layer {layer_idx} {reason}")
 
     def _refuse(self, layer_idx: int | None, reason: str) -> NoReturn:
         where = "" if layer_idx is None else f" in layer {layer_idx}"
