@@ -143,6 +143,34 @@ CONFIGS: dict[str, dict[str, Any]] = {
 # The architectures that the engine promises.
 SWEEP = [name for name in CONFIGS if name not in ("gemma3n_text", "gemma4_text")]
 
+# Those whose attention is code of their own.
+_ROTARY_GPT = _GPT | {"rotary_dim": 8, "n_ctx": MAX_POSITIONS}
+_HEADS = {"num_hidden_layers": 4, "num_attention_heads": 4}
+SLOW_PATH: dict[str, dict[str, Any]] = {
+    "bloom": {"hidden_size": 64, "n_layer": 4, "n_head": 4},
+    "codegen": _ROTARY_GPT,
+    "diffllama": _DECODER,
+    "falcon": {"hidden_size": 64} | _HEADS,
+    "gpt_neo": {
+        "hidden_size": 64,
+        "num_layers": 4,
+        "num_heads": 4,
+        "max_position_embeddings": MAX_POSITIONS,
+        "window_size": WINDOW,
+        "attention_types": [[["global", "local"], 2]],
+    },
+    "gpt_neox_japanese": {"hidden_size": 64, "max_position_embeddings": MAX_POSITIONS} | _HEADS,
+    "gptj": _ROTARY_GPT,
+    "mpt": {"d_model": 64, "n_layers": 4, "n_heads": 4, "max_seq_len": MAX_POSITIONS},
+    "xglm": {
+        "d_model": 64,
+        "ffn_dim": 96,
+        "num_layers": 4,
+        "attention_heads": 4,
+        "max_position_embeddings": MAX_POSITIONS,
+    },
+}
+
 
 def with_wider_windows(model_type: str, *, window: int, chunk: int) -> dict[str, Any]:
     """Overrides that widen the windows of an architecture, if it has any."""
@@ -152,7 +180,7 @@ def with_wider_windows(model_type: str, *, window: int, chunk: int) -> dict[str,
 
 def tiny_config(model_type: str, **overrides: Any) -> PretrainedConfig:
     """The configuration of a tiny model; ``overrides`` win."""
-    return CONFIG_MAPPING[model_type](**(_COMMON | CONFIGS[model_type] | overrides))
+    return CONFIG_MAPPING[model_type](**(_COMMON | (CONFIGS | SLOW_PATH)[model_type] | overrides))
 
 
 def tiny_model(

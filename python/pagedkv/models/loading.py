@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from pagedkv.attention.interface import PROBE_NAME, RUNTIME_NAME, SHAPE_PROBE_NAME
 from pagedkv.errors import ModelLoadError, UnsupportedModelError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from pagedkv.models.probe import ProbedLayer
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ class LoadedModel:
     """A model that is ready to run, and what the engine must know about it.
 
     Attributes:
-        model: Runs under the paged attention, in evaluation mode, on ``device``.
+        model: Runs on the path that was chosen, in evaluation mode, on ``device``.
         folder: Where its files are, for the tokenizer.
         model_type: The name of its architecture.
         geometry: Layers, KV groups and storages.
@@ -116,7 +119,7 @@ def load_model(
 
 
 def prepare_model(model: PreTrainedModel, *, folder: Path, max_model_len: int) -> LoadedModel:
-    """Probes a model that is in memory, freezes what depends on lengths, and hands its attention to the backends.
+    """Probes a model that is in memory, freezes what depends on lengths, and chooses the path that it takes.
 
     Args:
         model: Loaded or built, in any attention implementation; changed in place.
@@ -133,45 +136,31 @@ def prepare_model(model: PreTrainedModel, *, folder: Path, max_model_len: int) -
     if model.device.type == "cpu":
         use_padded_experts(model)
         exchange_activations(model)
-    model.set_attn_implementation(PROBE_NAME)
-    reason = None
-    try:
-        probed, batch_invariant = _probe_model(model, max_model_len=max_model_len)
-    except NotOnFastPathError as error:
-        reason = error.reason
-        model.set_attn_implementation(OWN_ATTENTION)
-        layers, num_logits = probe_slow_path(
-            model, vocab_size=_num_embeddings(model), max_model_len=max_model_len
-        )
-        batch_invariant = False
-        logger.warning(
-            "model type %r runs on the slow path, because %s: one forward pass per sequence and step, "
-            "with the model's own attention code; results are the same, batching gains no speed",
-            model_type,
-            reason,
-        )
-    else:
-        model.set_attn_implementation(RUNTIME_NAME)
-        layers, num_logits = list(probed.layers.values()), probed.logits.shape[1]
-    if not batch_invariant:
-        logger.info(
-            "on this machine the last bits of a result of %r can depend on what else is in the batch",
-            model_type,
-        )
+    path = _choose_path(model, max_model_len=max_model_len)
     return LoadedModel(
         model=model,
         folder=folder,
         model_type=model_type,
-        geometry=plan_geometry(layers, max_model_len=max_model_len),
+        geometry=plan_geometry(path.layers, max_model_len=max_model_len),
         max_model_len=max_model_len,
         context_length=resolve_max_model_len(config, None),
-        vocab_size=min(_num_embeddings(model), num_logits),
+        vocab_size=min(_num_embeddings(model), path.num_logits),
         eos_token_ids=_eos_token_ids(model),
         dtype=model.dtype,
         device=model.device,
-        batch_invariant=batch_invariant,
-        on_slow_path=reason is not None,
+        batch_invariant=path.batch_invariant,
+        on_slow_path=path.is_slow,
     )
+
+
+def _set_attention(model: PreTrainedModel, name: str) -> None:
+    """Without transformers' warning where the model has no choice: the probe sees that, and says what it leads to."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        model.set_attn_implementation(name)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
@@ -259,6 +248,53 @@ def _probe_shapes(config: PretrainedConfig, *, trust_remote_code: bool) -> None:
         raise
     except Exception as error:  # noqa: BLE001 (any failure here only means that the real probe decides)
         logger.debug("no probe without weights: %s: %s", type(error).__name__, error)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Path:
+    """How a model runs: its layers, logits per token, and what `LoadedModel` says of them."""
+
+    layers: list[ProbedLayer]
+    num_logits: int
+    batch_invariant: bool
+    is_slow: bool
+
+
+def _choose_path(model: PreTrainedModel, *, max_model_len: int) -> _Path:
+    """Sets the model's attention to the backends, or to its own where they cannot stand in for it.
+
+    Raises:
+        UnsupportedModelError: Neither way gives what the model is meant to compute.
+    """
+    model_type = str(model.config.model_type)
+    _set_attention(model, PROBE_NAME)
+    try:
+        probed, batch_invariant = _probe_model(model, max_model_len=max_model_len)
+    except NotOnFastPathError as error:
+        _set_attention(model, OWN_ATTENTION)
+        layers, num_logits = probe_slow_path(
+            model, vocab_size=_num_embeddings(model), max_model_len=max_model_len
+        )
+        logger.warning(
+            "model type %r runs on the slow path, because %s: each sequence of a step takes a forward "
+            "pass of its own, in the model's own attention code; the results are the same, but a "
+            "batch is no faster than its sequences one by one",
+            model_type,
+            error.reason,
+        )
+        return _Path(layers=layers, num_logits=num_logits, batch_invariant=False, is_slow=True)
+    _set_attention(model, RUNTIME_NAME)
+    if not batch_invariant:
+        logger.info(
+            "on this machine the last bits of a result of %r can depend on what else is in the batch",
+            model_type,
+        )
+    return _Path(
+        layers=list(probed.layers.values()),
+        num_logits=probed.logits.shape[1],
+        batch_invariant=batch_invariant,
+        is_slow=False,
+    )
 
 
 def _probe_model(model: PreTrainedModel, *, max_model_len: int) -> tuple[ProbeResult, bool]:

@@ -124,17 +124,24 @@ def probe(
         with_masks: Require and classify masks; otherwise every layer is taken as ``full``.
 
     Raises:
+        NotOnFastPathError: Attention or masks are nothing that this can watch.
         UnsupportedModelError: A layer's attention is nothing that the KV cache can hold or a backend can compute.
     """
     observer = _Observer(model_type, max_model_len=max_model_len, with_masks=with_masks)
     keep = torch.arange(input_ids.shape[0], device=input_ids.device)
-    with observe_attention(observer):
-        output = model(
-            input_ids=input_ids[None],
-            position_ids=positions[None],
-            use_cache=False,
-            logits_to_keep=keep,
-        )
+    try:
+        with observe_attention(observer):
+            output = model(
+                input_ids=input_ids[None],
+                position_ids=positions[None],
+                use_cache=False,
+                logits_to_keep=keep,
+            )
+    except (UnsupportedModelError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        reason = f"it cannot be watched ({type(error).__name__}: {error})"
+        raise NotOnFastPathError(model_type, reason) from error
     logits = output.logits
     if logits.shape[:2] != (1, input_ids.shape[0]):
         msg = (

@@ -8,6 +8,7 @@ blocks, and both must give the same logits.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
@@ -182,10 +183,10 @@ def _run_in_chunks(
 
 
 def _chunks(num_tokens: int) -> list[tuple[int, int]]:
-    """Half of the tokens, a third, then one by one like decoded tokens, the last eight of them at most."""
+    """Two pieces, then one by one like decoded tokens, the last eight of them at most."""
     last = max(num_tokens - 8, num_tokens * 5 // 6)
     cuts = sorted({0, num_tokens // 2, *range(last, num_tokens + 1)})
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(pairwise(cuts))
 
 
 def _num_tokens(model: PreTrainedModel) -> int:

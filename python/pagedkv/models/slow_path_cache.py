@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pagedkv.attention.base import LayerCache
 
 
-class PagedCache(Cache):
+class PagedCache(Cache):  # type: ignore[misc] # transformers has no types
     """The keys and values of the selected sequence, as transformers' models ask for them."""
 
     def __init__(self, caches: Mapping[int, LayerCache]) -> None:
@@ -48,7 +48,7 @@ class PagedCache(Cache):
             layer.select(table=table, slots=slots, positions=positions)
 
 
-class _PagedLayer(CacheLayerMixin):
+class _PagedLayer(CacheLayerMixin):  # type: ignore[misc] # transformers has no types
     """One layer's keys and values of the selected sequence."""
 
     is_sliding = False
