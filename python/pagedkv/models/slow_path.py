@@ -183,8 +183,8 @@ def _run_in_chunks(
 
 
 def _chunks(num_tokens: int) -> list[tuple[int, int]]:
-    """Two pieces, then one by one like decoded tokens, the last eight of them at most."""
-    last = max(num_tokens - 8, num_tokens * 5 // 6)
+    """Two pieces, then one by one like decoded tokens, the last four at most."""
+    last = max(num_tokens - 4, num_tokens * 5 // 6)
     cuts = sorted({0, num_tokens // 2, *range(last, num_tokens + 1)})
     return list(pairwise(cuts))
 
