@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pagedkv.errors import not_supported_yet, unknown_parameter
 
@@ -68,6 +68,8 @@ class EngineConfig:
         device: "auto" takes a GPU where there is one.
         attention_backend: "auto", "cpu" or "torch".
         trust_remote_code: run Python code that the model brings.
+        fuse_projections: run projections of the same tensor, such as query, key and value, as one matrix product; "auto"
+            for those that gain by it and give the same bits.
         max_model_len: the longest context in tokens; None for all the model is made for.
         block_size: tokens per KV block.
         kv_cache_memory_bytes: memory of the KV cache; None sizes it from what there is.
@@ -94,6 +96,7 @@ class EngineConfig:
     device: str | torch.device = "auto"
     attention_backend: str = "auto"
     trust_remote_code: bool = False
+    fuse_projections: bool | Literal["auto"] = "auto"
     max_model_len: int | None = None
     block_size: int = 16
     kv_cache_memory_bytes: int | None = None
@@ -191,6 +194,11 @@ _TYPES: tuple[tuple[str, Callable[[object], bool], tuple[str, ...]], ...] = (
         "True or False",
         lambda value: isinstance(value, bool),
         ("skip_tokenizer_init", "trust_remote_code", "enable_prefix_caching"),
+    ),
+    (
+        "True, False or 'auto'",
+        lambda value: isinstance(value, bool) or value == "auto",
+        ("fuse_projections",),
     ),
     (
         "an int",

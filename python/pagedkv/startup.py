@@ -83,6 +83,7 @@ def build_engine(config: EngineConfig) -> EngineParts:
         device=device,
         max_model_len=config.max_model_len,
         trust_remote_code=config.trust_remote_code,
+        fuse_projections=config.fuse_projections,
     )
     tokenizer = None
     if not config.skip_tokenizer_init:

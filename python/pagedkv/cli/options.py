@@ -64,6 +64,12 @@ def add_engine_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code that the model brings"
     )
+    group.add_argument(
+        "--fuse-projections",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="one matrix product for query, key and value; auto where it pays",
+    )
     group.add_argument("--verbose", action="store_true", help="log what the engine does")
 
 
@@ -90,6 +96,8 @@ def engine_arguments(options: argparse.Namespace) -> dict[str, Any]:
         arguments["kv_cache_memory_bytes"] = options.kv_cache_memory
     if options.no_prefix_caching:
         arguments["enable_prefix_caching"] = False
+    if options.fuse_projections != "auto":
+        arguments["fuse_projections"] = options.fuse_projections == "on"
     if options.trust_remote_code:
         arguments["trust_remote_code"] = True
     return arguments

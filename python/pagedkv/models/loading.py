@@ -17,6 +17,7 @@ from pagedkv.models.checks import check_config
 from pagedkv.models.context_length import resolve_max_model_len
 from pagedkv.models.experts import use_padded_experts
 from pagedkv.models.files import check_model_files, resolve_model_folder
+from pagedkv.models.fusion import FusionChoice, choose_siblings, fuse_if_equal, watch_linears
 from pagedkv.models.geometry import KvGeometry, plan_geometry
 from pagedkv.models.probe import NotOnFastPathError, ProbeResult, check_layer_count, probe
 from pagedkv.models.rope import freeze_rope
@@ -89,6 +90,7 @@ def load_model(
     device: torch.device,
     max_model_len: int | None,
     trust_remote_code: bool,
+    fuse_projections: FusionChoice = "auto",
 ) -> LoadedModel:
     """Loads a causal language model and sets it up for the paged KV cache.
 
@@ -99,6 +101,7 @@ def load_model(
         device: Where to run.
         max_model_len: The longest context to admit; None for all the model is made for.
         trust_remote_code: Run Python code that the model brings.
+        fuse_projections: As for `prepare_model`.
 
     Raises:
         ModelLoadError: Files are missing, damaged or of a kind that is not loaded.
@@ -115,16 +118,26 @@ def load_model(
     model = _load_weights(
         folder, config, dtype=wanted_dtype, trust_remote_code=trust_remote_code
     ).to(device)
-    return prepare_model(model, folder=folder, max_model_len=context)
+    return prepare_model(
+        model, folder=folder, max_model_len=context, fuse_projections=fuse_projections
+    )
 
 
-def prepare_model(model: PreTrainedModel, *, folder: Path, max_model_len: int) -> LoadedModel:
+def prepare_model(
+    model: PreTrainedModel,
+    *,
+    folder: Path,
+    max_model_len: int,
+    fuse_projections: FusionChoice = "auto",
+) -> LoadedModel:
     """Probes a model that is in memory, freezes what depends on lengths, and chooses the path that it takes.
 
     Args:
         model: Loaded or built, in any attention implementation; changed in place.
         folder: Where its files are.
         max_model_len: The longest context to admit.
+        fuse_projections: Run projections of the same tensor as one product: all, none, or ``auto`` for those that gain
+            by it and give the same bits.
 
     Raises:
         UnsupportedModelError: The model keeps state or attends in a way that cannot be vouched for.
@@ -136,7 +149,7 @@ def prepare_model(model: PreTrainedModel, *, folder: Path, max_model_len: int) -
     if model.device.type == "cpu":
         use_padded_experts(model)
         exchange_activations(model)
-    path = _choose_path(model, max_model_len=max_model_len)
+    path = _choose_path(model, max_model_len=max_model_len, fuse_projections=fuse_projections)
     return LoadedModel(
         model=model,
         folder=folder,
@@ -260,7 +273,9 @@ class _Path:
     is_slow: bool
 
 
-def _choose_path(model: PreTrainedModel, *, max_model_len: int) -> _Path:
+def _choose_path(
+    model: PreTrainedModel, *, max_model_len: int, fuse_projections: FusionChoice
+) -> _Path:
     """Sets the model's attention to the backends, or to its own where they cannot stand in for it.
 
     Raises:
@@ -269,7 +284,9 @@ def _choose_path(model: PreTrainedModel, *, max_model_len: int) -> _Path:
     model_type = str(model.config.model_type)
     _set_attention(model, PROBE_NAME)
     try:
-        probed, batch_invariant = _probe_model(model, max_model_len=max_model_len)
+        probed, batch_invariant = _probe_model(
+            model, max_model_len=max_model_len, fuse_projections=fuse_projections
+        )
     except NotOnFastPathError as error:
         _set_attention(model, OWN_ATTENTION)
         layers, num_logits = probe_slow_path(
@@ -297,7 +314,10 @@ def _choose_path(model: PreTrainedModel, *, max_model_len: int) -> _Path:
     )
 
 
-def _probe_model(model: PreTrainedModel, *, max_model_len: int) -> tuple[ProbeResult, bool]:
+def _probe_model(
+    model: PreTrainedModel, *, max_model_len: int, fuse_projections: FusionChoice
+) -> tuple[ProbeResult, bool]:
+    """Watches and checks the model; fuses its sibling projections on the way."""
     model_type = str(model.config.model_type)
     num_tokens = min(_PROBE_TOKENS, max_model_len)
     # Spread over the vocabulary.
@@ -318,7 +338,8 @@ def _probe_model(model: PreTrainedModel, *, max_model_len: int) -> tuple[ProbeRe
     def run_rows(ids: torch.Tensor, at: torch.Tensor) -> ProbeResult:
         return run(ids, at, with_masks=False)
 
-    first = run(input_ids, positions, with_masks=True)
+    with watch_linears(model) as calls:
+        first = run(input_ids, positions, with_masks=True)
     check_layer_count(model_type, first.layers, _num_hidden_layers(model.config))
     check_rows_independent(
         run_rows,
@@ -329,6 +350,18 @@ def _probe_model(model: PreTrainedModel, *, max_model_len: int) -> tuple[ProbeRe
         max_model_len=max_model_len,
     )
     invariant = is_batch_invariant(run_rows, first, input_ids=input_ids, positions=positions)
+    found = calls.siblings(model, num_rows=num_tokens)
+    if groups := choose_siblings(found, fuse_projections, model.device):
+        fuse_if_equal(
+            model,
+            groups,
+            run_rows,
+            first,
+            input_ids=input_ids,
+            positions=positions,
+            must_equal_bits=fuse_projections == "auto",
+            must_be_invariant=invariant,
+        )
     return first, invariant
 
 

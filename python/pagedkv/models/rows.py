@@ -84,6 +84,17 @@ def is_batch_invariant(
     return same_keys and torch.equal(alone.logits, first.logits[:few])
 
 
+def results_agree(before: ProbeResult, after: ProbeResult, *, in_bits: bool) -> bool:
+    """Whether two runs of the same rows agree: in every bit, or as far as `check_rows_independent` asks for."""
+    pairs = [(before.logits, after.logits)] + [
+        (keys.transpose(0, 1), after.keys[layer_idx].transpose(0, 1))
+        for layer_idx, keys in before.keys.items()
+    ]
+    if in_bits:
+        return all(torch.equal(*pair) for pair in pairs)
+    return not any(_mostly_differ(*pair) for pair in pairs)
+
+
 def _mostly_differ(before: torch.Tensor, after: torch.Tensor) -> bool:
     before, after = before.flatten(1).float(), after.flatten(1).float()
     scale = before.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
