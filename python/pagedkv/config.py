@@ -70,6 +70,8 @@ class EngineConfig:
         trust_remote_code: run Python code that the model brings.
         fuse_projections: run projections of the same tensor, such as query, key and value, as one matrix product; "auto"
             for those that gain by it and give the same bits.
+        latent_kv_cache: cache the latents of models with latent attention (the DeepSeek family) rather than keys and
+            values expanded from them, which take many times the memory.
         max_model_len: the longest context in tokens; None for all the model is made for.
         block_size: tokens per KV block.
         kv_cache_memory_bytes: memory of the KV cache; None sizes it from what there is.
@@ -97,6 +99,7 @@ class EngineConfig:
     attention_backend: str = "auto"
     trust_remote_code: bool = False
     fuse_projections: bool | Literal["auto"] = "auto"
+    latent_kv_cache: bool = True
     max_model_len: int | None = None
     block_size: int = 16
     kv_cache_memory_bytes: int | None = None
@@ -193,7 +196,7 @@ _TYPES: tuple[tuple[str, Callable[[object], bool], tuple[str, ...]], ...] = (
     (
         "True or False",
         lambda value: isinstance(value, bool),
-        ("skip_tokenizer_init", "trust_remote_code", "enable_prefix_caching"),
+        ("skip_tokenizer_init", "trust_remote_code", "enable_prefix_caching", "latent_kv_cache"),
     ),
     (
         "True, False or 'auto'",

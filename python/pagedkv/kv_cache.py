@@ -60,10 +60,11 @@ class KvCache:
         return sum(storage.nbytes for storage in [*self.keys, *self.values])
 
     def _layer_cache(self, layer: LayerSpec) -> LayerCache:
-        return LayerCache(
-            key=self._view(self.keys[layer.storage], layer.num_kv_heads, layer.k_dim),
-            value=self._view(self.values[layer.storage], layer.num_kv_heads, layer.v_dim),
-        )
+        key = self._view(self.keys[layer.storage], layer.num_kv_heads, layer.k_dim)
+        if layer.is_latent:
+            return LayerCache(key=key, value=key[..., : layer.v_dim])
+        value = self._view(self.values[layer.storage], layer.num_kv_heads, layer.v_dim)
+        return LayerCache(key=key, value=value)
 
     def _view(self, storage: torch.Tensor, num_kv_heads: int, head_dim: int) -> torch.Tensor:
         """[num_blocks, Hkv, block_size, D]; what a block has beyond that is left out by the stride."""

@@ -117,7 +117,12 @@ def _activation_bytes(loaded: LoadedModel, config: EngineConfig, num_tokens: int
     model_config = loaded.model.config
     hidden = int(getattr(model_config, "hidden_size", 4096))
     wide = max(int(getattr(model_config, "intermediate_size", 0) or 0), 4 * hidden)
-    activations = num_tokens * (8 * hidden + 3 * wide) * loaded.dtype.itemsize
+    # Queries to latents and what they mix are far wider than the heads of the model.
+    latent = max(
+        layer.num_query_heads * (layer.k_dim + layer.v_dim) if layer.is_latent else 0
+        for layer in loaded.geometry.layers
+    )
+    activations = num_tokens * (8 * hidden + 3 * wide + latent) * loaded.dtype.itemsize
     # Logits, their log-probabilities and the sampler's copy, in float32.
     logits = 3 * config.max_num_seqs * loaded.vocab_size * 4
     return activations + logits

@@ -84,6 +84,7 @@ def build_engine(config: EngineConfig) -> EngineParts:
         max_model_len=config.max_model_len,
         trust_remote_code=config.trust_remote_code,
         fuse_projections=config.fuse_projections,
+        latent_kv_cache=config.latent_kv_cache,
     )
     tokenizer = None
     if not config.skip_tokenizer_init:

@@ -118,7 +118,7 @@ def test_flags_become_parameters_and_settings():
     options = options_of(
         *("generate", "m", "p", "--n", "2", "--top-p", "0.9", "--stop", "a", "--stop", "b"),
         *("--kv-cache-memory", "2G", "--no-prefix-caching", "--max-num-seqs", "8"),
-        *("--fuse-projections", "off"),
+        *("--fuse-projections", "off", "--no-latent-kv-cache"),
     )
     params = sampling_params(options)
     assert (params.n, params.top_p, params.stop, params.max_tokens) == (2, 0.9, ["a", "b"], 128)
@@ -127,6 +127,7 @@ def test_flags_become_parameters_and_settings():
         "kv_cache_memory_bytes": 2 << 30,
         "enable_prefix_caching": False,
         "fuse_projections": False,
+        "latent_kv_cache": False,
     }
 
 

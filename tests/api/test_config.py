@@ -58,6 +58,7 @@ def test_a_setting_out_of_range_is_named_with_its_bound(arguments, message):
     ("arguments", "message"),
     [
         ({"block_size": True}, "block_size must be an int, got True"),
+        ({"latent_kv_cache": 1}, "latent_kv_cache must be True or False, got 1"),
         ({"fuse_projections": "on"}, "fuse_projections must be True, False or 'auto', got 'on'"),
         ({"block_size": 16.0}, "block_size must be an int, got 16.0"),
         ({"max_num_seqs": "8"}, "max_num_seqs must be an int, got '8'"),

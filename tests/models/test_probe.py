@@ -86,7 +86,7 @@ def test_a_window_not_shorter_than_the_context_costs_no_group(tmp_path):
         ("granite", {"scale": 1.0}),
         ("opt", {"scale": 1.0}),
         ("gpt_oss", {"has_sinks": True, "num_kv_heads": 2, "k_dim": 16}),
-        ("deepseek_v3", {"k_dim": 24, "v_dim": 16, "num_kv_heads": 4}),
+        ("deepseek_v3", {"k_dim": 24, "v_dim": 16, "num_kv_heads": 1, "is_latent": True}),
         ("gpt2", {"num_kv_heads": 4, "k_dim": 16, "scale": 0.25}),
     ],
 )

@@ -57,6 +57,16 @@ _MLA = {
     "num_key_value_heads": 4,
 }
 
+_LATENT_EXPERTS = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+}
+
 # What each architecture sets beside _COMMON.
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": _DECODER,
@@ -104,17 +114,25 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "moe_layers": [1, 3],
         "layer_types": ["chunked_attention"] * 3 + ["full_attention"],
     },
-    "deepseek_v3": _DECODER
+    "deepseek_v3": _DECODER | _MLA | _LATENT_EXPERTS,
+    # The other ones with latent attention.
+    "axk1": _DECODER | _MLA | _LATENT_EXPERTS,
+    "deepseek_v2": _DECODER | _MLA | _LATENT_EXPERTS,
+    "glm4_moe_lite": _DECODER | _MLA | _LATENT_EXPERTS,
+    "longcat_flash": _DECODER
     | _MLA
     | {
+        # Each has two attention layers.
+        "num_hidden_layers": 4,
+        "head_dim": 8,
+        "ffn_hidden_size": 96,
+        "expert_ffn_hidden_size": 32,
         "n_routed_experts": 4,
-        "num_experts_per_tok": 2,
-        "n_shared_experts": 1,
-        "n_group": 1,
-        "topk_group": 1,
-        "moe_intermediate_size": 32,
-        "first_k_dense_replace": 1,
+        "moe_topk": 2,
+        "zero_expert_num": 1,
     },
+    "minicpm3": _DECODER | _MLA,
+    "youtu": _DECODER | _MLA,
     # Beyond the sweep of the required ones: shared KV, several head sizes, both kinds of long rotary embeddings.
     "gemma3n_text": _DECODER
     | _HEAD_DIM

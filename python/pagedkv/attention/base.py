@@ -39,6 +39,7 @@ class LayerSpec:
         group: KV group, the first index of ``block_tables`` and ``slot_mapping``.
         storage: Index of the K and V memory that the layer uses, shared with one layer of every other group.
         alias_of: Layer whose keys and values this one reads; it then writes none itself.
+        is_latent: The values are the first ``v_dim`` numbers of the keys and take no memory of their own.
     """
 
     layer_idx: int
@@ -54,6 +55,7 @@ class LayerSpec:
     group: int
     storage: int
     alias_of: int | None
+    is_latent: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +108,7 @@ class LayerCache:
 
     Attributes:
         key: [num_blocks, Hkv, block_size, Dk].
-        value: [num_blocks, Hkv, block_size, Dv].
+        value: [num_blocks, Hkv, block_size, Dv]; of a latent layer a view of the keys.
     """
 
     key: torch.Tensor
@@ -139,7 +141,7 @@ class AttentionBackend(Protocol):
         Args:
             layer: Layer without ``alias_of``.
             key: [Tp, Hkv, Dk], any strides; rows from T on are padding and are not stored.
-            value: [Tp, Hkv, Dv], any strides.
+            value: [Tp, Hkv, Dv], any strides; not stored for a latent layer.
         """
 
     def attend(

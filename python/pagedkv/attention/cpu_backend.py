@@ -45,7 +45,10 @@ class CpuBackend:
             ValueError: A cache is not on the CPU.
         """
         self._layers = layers
-        self._caches = {index: _cache_arrays(index, cache) for index, cache in caches.items()}
+        self._caches = {
+            index: _cache_arrays(index, cache, is_latent=layers[index].is_latent)
+            for index, cache in caches.items()
+        }
         self._step: _StepArrays | None = None
 
     def plan(self, step: StepInputs) -> None:
@@ -68,16 +71,19 @@ class CpuBackend:
             for layer in self._layers.values():
                 if layer.group == group and layer.alias_of is None:
                     cache = self._caches[layer.layer_idx]
-                    _core.copy_blocks([cache.keys, cache.values], pairs=pairs, dtype=cache.dtype)
+                    storages = [cache.keys] if layer.is_latent else [cache.keys, cache.values]
+                    _core.copy_blocks(storages, pairs=pairs, dtype=cache.dtype)
 
     def write_kv(self, layer: LayerSpec, key: torch.Tensor, value: torch.Tensor) -> None:
         """Scatters keys [Tp, Hkv, Dk] and values [Tp, Hkv, Dv] to the slots of the layer's group."""
         cache = self._caches[layer.layer_idx]
+        if layer.is_latent:
+            value = value[..., :0]
         _core.kv_write(
             _array(key, cache.torch_dtype),
             _array(value, cache.torch_dtype),
             keys=cache.keys,
-            values=cache.values,
+            values=cache.written_values,
             slot_mapping=self._planned().slot_mapping[layer.group],
             dtype=cache.dtype,
         )
@@ -125,15 +131,19 @@ class _StepArrays(NamedTuple):
 
 
 class _CacheArrays(NamedTuple):
-    """Keys and values of a layer, [num_blocks, Hkv, block_size, D], as the kernels take them."""
+    """Keys and values of a layer, [num_blocks, Hkv, block_size, D], as the kernels take them.
+
+    ``written_values`` are ``values``, or of a latent layer an array of values without numbers.
+    """
 
     keys: npt.NDArray[Any]
     values: npt.NDArray[Any]
+    written_values: npt.NDArray[Any]
     dtype: _DTypeName
     torch_dtype: torch.dtype
 
 
-def _cache_arrays(layer_idx: int, cache: LayerCache) -> _CacheArrays:
+def _cache_arrays(layer_idx: int, cache: LayerCache, *, is_latent: bool) -> _CacheArrays:
     dtype = cache.key.dtype
     if dtype not in _DTYPE_NAMES or cache.value.dtype != dtype:
         msg = (
@@ -146,9 +156,13 @@ def _cache_arrays(layer_idx: int, cache: LayerCache) -> _CacheArrays:
         if tensor.device.type != "cpu":
             msg = f"cache of layer {layer_idx} must be on the cpu, got {tensor.device}"
             raise ValueError(msg)
+    values = _share(cache.value)
     return _CacheArrays(
         keys=_share(cache.key),
-        values=_share(cache.value),
+        values=values,
+        written_values=_share(cache.key.new_empty(*cache.key.shape[:3], 0))
+        if is_latent
+        else values,
         dtype=_DTYPE_NAMES[dtype],
         torch_dtype=dtype,
     )

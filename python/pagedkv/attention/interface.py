@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from transformers.masking_utils import AttentionMaskInterface
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 RUNTIME_NAME = "pagedkv"
 PROBE_NAME = "pagedkv_probe"
 SHAPE_PROBE_NAME = "pagedkv_shapes"
+NAMES = frozenset({RUNTIME_NAME, PROBE_NAME, SHAPE_PROBE_NAME})
+# Where an attention module that hands over latents carries its `LatentMaps`.
+LATENT_ATTRIBUTE = "pagedkv_latent"
 
 # (batch, head, query position, key position), index tensors that broadcast, -> bool tensor
 MaskPredicate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -37,6 +40,17 @@ AttentionObserver = Callable[
     ["nn.Module", torch.Tensor, torch.Tensor, torch.Tensor, "torch.Tensor | None", dict[str, Any]],
     torch.Tensor,
 ]
+
+
+class LatentMaps(Protocol):
+    """What a module that hands over latents does to its queries before attention and to the result behind it."""
+
+    def absorb(self, query: torch.Tensor) -> torch.Tensor:
+        """Queries [1, H, T, Dq] of the model as queries [1, H, T, Dk] to its latents."""
+
+    def expand(self, output: torch.Tensor) -> torch.Tensor:
+        """Mixed latents [1, T, H, Dv] as the mixed values that the model expects."""
+
 
 _observer: ContextVar[AttentionObserver | None] = ContextVar("pagedkv_observer", default=None)
 
@@ -48,6 +62,12 @@ class ProbedMask(torch.Tensor):
 
     # The documented way to opt out; its stub has another signature than the method.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # noqa: SLF001
+
+
+def latent_maps(module: nn.Module) -> LatentMaps | None:
+    """The maps of a module that hands over latents; None for any other."""
+    maps: LatentMaps | None = getattr(module, LATENT_ATTRIBUTE, None)
+    return maps
 
 
 @contextmanager
@@ -89,10 +109,14 @@ def _paged_attention(
     layer_idx = module.layer_idx
     assert isinstance(layer_idx, int), "the probe saw an integer layer index"
     layer = step.layers[layer_idx]
+    maps = latent_maps(module)
+    if maps is not None:
+        query = maps.absorb(query)
     if layer.alias_of is None:
         step.backend.write_kv(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
     sinks = s_aux if layer.has_sinks else None
-    return step.backend.attend(layer, query[0].transpose(0, 1), sinks).unsqueeze(0), None
+    output = step.backend.attend(layer, query[0].transpose(0, 1), sinks).unsqueeze(0)
+    return (output if maps is None else maps.expand(output)), None
 
 
 def _probe_attention(
@@ -105,7 +129,11 @@ def _probe_attention(
 ) -> tuple[torch.Tensor, None]:
     observer = _observer.get()
     assert observer is not None, "the probe name is used inside observe_attention only"
-    return observer(module, query, key, value, attention_mask, kwargs), None
+    maps = latent_maps(module)
+    if maps is not None:
+        query = maps.absorb(query)
+    output = observer(module, query, key, value, attention_mask, kwargs)
+    return (output if maps is None else maps.expand(output)), None
 
 
 def _probe_mask(

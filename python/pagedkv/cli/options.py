@@ -70,6 +70,11 @@ def add_engine_options(command: argparse.ArgumentParser) -> None:
         default="auto",
         help="one matrix product for query, key and value; auto where it pays",
     )
+    group.add_argument(
+        "--no-latent-kv-cache",
+        action="store_true",
+        help="cache expanded keys and values of latent attention",
+    )
     group.add_argument("--verbose", action="store_true", help="log what the engine does")
 
 
@@ -98,6 +103,8 @@ def engine_arguments(options: argparse.Namespace) -> dict[str, Any]:
         arguments["enable_prefix_caching"] = False
     if options.fuse_projections != "auto":
         arguments["fuse_projections"] = options.fuse_projections == "on"
+    if options.no_latent_kv_cache:
+        arguments["latent_kv_cache"] = False
     if options.trust_remote_code:
         arguments["trust_remote_code"] = True
     return arguments

@@ -1,6 +1,6 @@
 """KV geometry: which layers share a block table, which share memory, and how many bytes a block has.
 
-Layers with the same mask form one kind. Each kind is cut into KV groups of L layers, the last one padded, and the i-th
+Layers with the same mask form one kind; latent layers are kinds of their own. Each kind is cut into KV groups of L layers, the last one padded, and the i-th
 layer of every group uses storage i. A block therefore has the same bytes in every group, and one pool serves all groups:
 
     gemma3, 26 layers, 22 sliding and 4 full; L = 4
@@ -42,10 +42,12 @@ class KvGroup:
     Attributes:
         kind: Their mask.
         window: Its width in tokens, None for ``full``.
+        is_latent: They cache latents: keys whose first numbers are the values.
     """
 
     kind: LayerKind
     window: int | None
+    is_latent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class StorageShape:
 
     Attributes:
         key_size: Hkv * Dk.
-        value_size: Hkv * Dv.
+        value_size: Hkv * Dv; nothing for a latent layer, whose values are a part of its keys.
     """
 
     key_size: int
@@ -153,8 +155,8 @@ def plan_geometry(probed: Sequence[ProbedLayer], *, max_model_len: int) -> KvGeo
 
 def _effective_mask(layer: ProbedLayer, max_model_len: int) -> KvGroup:
     if layer.window is None or layer.window >= max_model_len:
-        return KvGroup("full", None)
-    return KvGroup(layer.kind, layer.window)
+        return KvGroup("full", None, layer.is_latent)
+    return KvGroup(layer.kind, layer.window, layer.is_latent)
 
 
 def _layer_spec(
@@ -174,6 +176,7 @@ def _layer_spec(
         group=group,
         storage=storage,
         alias_of=alias_of,
+        is_latent=layer.is_latent,
     )
 
 
@@ -197,5 +200,7 @@ def _storage_shape(layers: Iterable[ProbedLayer]) -> StorageShape:
     members = list(layers)
     return StorageShape(
         key_size=max(layer.num_kv_heads * layer.k_dim for layer in members),
-        value_size=max(layer.num_kv_heads * layer.v_dim for layer in members),
+        value_size=max(
+            0 if layer.is_latent else layer.num_kv_heads * layer.v_dim for layer in members
+        ),
     )

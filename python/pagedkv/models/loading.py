@@ -19,6 +19,7 @@ from pagedkv.models.experts import use_padded_experts
 from pagedkv.models.files import check_model_files, resolve_model_folder
 from pagedkv.models.fusion import FusionChoice, choose_siblings, fuse_if_equal, watch_linears
 from pagedkv.models.geometry import KvGeometry, plan_geometry
+from pagedkv.models.latent import use_latent_attention
 from pagedkv.models.probe import NotOnFastPathError, ProbeResult, check_layer_count, probe
 from pagedkv.models.rope import freeze_rope
 from pagedkv.models.rows import check_rows_independent, is_batch_invariant
@@ -91,6 +92,7 @@ def load_model(
     max_model_len: int | None,
     trust_remote_code: bool,
     fuse_projections: FusionChoice = "auto",
+    latent_kv_cache: bool = True,
 ) -> LoadedModel:
     """Loads a causal language model and sets it up for the paged KV cache.
 
@@ -102,6 +104,7 @@ def load_model(
         max_model_len: The longest context to admit; None for all the model is made for.
         trust_remote_code: Run Python code that the model brings.
         fuse_projections: As for `prepare_model`.
+        latent_kv_cache: As for `prepare_model`.
 
     Raises:
         ModelLoadError: Files are missing, damaged or of a kind that is not loaded.
@@ -119,7 +122,11 @@ def load_model(
         folder, config, dtype=wanted_dtype, trust_remote_code=trust_remote_code
     ).to(device)
     return prepare_model(
-        model, folder=folder, max_model_len=context, fuse_projections=fuse_projections
+        model,
+        folder=folder,
+        max_model_len=context,
+        fuse_projections=fuse_projections,
+        latent_kv_cache=latent_kv_cache,
     )
 
 
@@ -129,6 +136,7 @@ def prepare_model(
     folder: Path,
     max_model_len: int,
     fuse_projections: FusionChoice = "auto",
+    latent_kv_cache: bool = True,
 ) -> LoadedModel:
     """Probes a model that is in memory, freezes what depends on lengths, and chooses the path that it takes.
 
@@ -138,6 +146,7 @@ def prepare_model(
         max_model_len: The longest context to admit.
         fuse_projections: Run projections of the same tensor as one product: all, none, or ``auto`` for those that gain
             by it and give the same bits.
+        latent_kv_cache: Cache the latents of latent attention rather than the keys and values expanded from them.
 
     Raises:
         UnsupportedModelError: The model keeps state or attends in a way that cannot be vouched for.
@@ -149,6 +158,8 @@ def prepare_model(
     if model.device.type == "cpu":
         use_padded_experts(model)
         exchange_activations(model)
+    if latent_kv_cache:
+        use_latent_attention(model)
     path = _choose_path(model, max_model_len=max_model_len, fuse_projections=fuse_projections)
     return LoadedModel(
         model=model,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from pagedkv.attention.interface import ProbedMask, observe_attention
+from pagedkv.attention.interface import ProbedMask, latent_maps, observe_attention
 from pagedkv.errors import UnsupportedModelError
 from pagedkv.models.masks import MaskShape, classify_mask
 
@@ -73,6 +73,7 @@ class ProbedLayer:
         kind: Mask, ``full`` when masks were not probed.
         window: Width of the mask's window or chunk.
         same_kv_as: An earlier layer whose key and value tensors this layer handed over again.
+        is_latent: It hands over latents: its values are the first numbers of its keys.
     """
 
     layer_idx: int
@@ -86,6 +87,7 @@ class ProbedLayer:
     kind: LayerKind
     window: int | None
     same_kv_as: int | None
+    is_latent: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +224,7 @@ class _Observer:
             kind=shape.kind,
             window=shape.window,
             same_kv_as=self._source_of(key, value),
+            is_latent=latent_maps(module) is not None,
         )
         self.keys[layer_idx] = key[0]
         self._handed_over.setdefault(layer_idx, (key, value))
