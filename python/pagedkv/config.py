@@ -84,6 +84,9 @@ class EngineConfig:
         max_logprobs: the most ``SamplingParams.logprobs`` a request may ask for.
         seed: seed of the requests that bring none.
         chat_template: a Jinja template instead of the model's own.
+        generation_config: sampling of calls that bring none: "auto" for what the checkpoint's author set, "neutral" for
+            the defaults of `SamplingParams`, or a folder with another generation_config.json.
+        override_generation_config: single values above those, by the names of generation_config.json.
 
     Raises:
         TypeError: a value of the wrong type.
@@ -112,6 +115,8 @@ class EngineConfig:
     max_logprobs: int = 20
     seed: int = 0
     chat_template: str | None = None
+    generation_config: str | Path = "auto"
+    override_generation_config: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Checks every field that can be checked without the model."""
@@ -229,6 +234,12 @@ _TYPES: tuple[tuple[str, Callable[[object], bool], tuple[str, ...]], ...] = (
         ("revision", "chat_template"),
     ),
     ("a folder, a hub id or 'demo'", _is_path, ("model",)),
+    ("'auto', 'neutral' or a folder", _is_path, ("generation_config",)),
+    (
+        "a dict or None",
+        lambda value: value is None or isinstance(value, dict),
+        ("override_generation_config",),
+    ),
     (
         "a folder, a hub id or None",
         lambda value: value is None or _is_path(value),

@@ -195,6 +195,10 @@ class LLM:
         """
         return self.llm_engine.tokenizer.hf_tokenizer
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """The parameters of calls that bring none, a copy: the checkpoint's own, see ``generation_config``."""
+        return self.llm_engine.parts.default_params.clone()
+
     def stats(self) -> EngineStats:
         """Slots held and used, blocks shared, copies, cached tokens, preemptions, times; see ``EngineClock.figures``."""
         return self._loop.between_steps(self.llm_engine.stats)

@@ -66,15 +66,22 @@ def normalize_prompts(prompts: Any, prompt_token_ids: Any = None) -> list[Prompt
     return [_normalize(prompt, index) for index, prompt in enumerate(_as_many(prompts))]
 
 
-def normalize_params(sampling_params: Any, num_prompts: int) -> list[SamplingParams]:
+def normalize_params(
+    sampling_params: Any, num_prompts: int, *, default: SamplingParams
+) -> list[SamplingParams]:
     """One checked set of parameters per prompt; copies, so that the caller may go on to change theirs.
+
+    Args:
+        sampling_params: one for all, one per prompt, or None for ``default``.
+        num_prompts: how many prompts there are.
+        default: of calls that bring none.
 
     Raises:
         TypeError: something that is no SamplingParams.
         ValueError: another number than that of prompts, or a value out of range.
     """
     if sampling_params is None:
-        sampling_params = SamplingParams()
+        sampling_params = default
     if isinstance(sampling_params, SamplingParams):
         sampling_params.verify()
         return [sampling_params.clone()] * num_prompts

@@ -14,6 +14,7 @@ import torch
 from pagedkv import _core
 from pagedkv.attention import create_backend, resolve_backend
 from pagedkv.batch_runner import BatchRunner
+from pagedkv.generation_defaults import load_default_params
 from pagedkv.kv_cache import KvCache
 from pagedkv.kv_sizing import log_kv_size, size_kv_cache
 from pagedkv.model_runner import ModelRunner
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pagedkv.config import EngineConfig
     from pagedkv.kv_sizing import KvSize
     from pagedkv.models.loading import LoadedModel
+    from pagedkv.sampling_params import SamplingParams
     from pagedkv.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class EngineParts:
         kv_cache: the memory of keys and values.
         kv_size: its size.
         eos_token_ids: ids that end a sequence.
+        default_params: of requests that bring none.
     """
 
     scheduler: _core.Scheduler
@@ -62,6 +65,7 @@ class EngineParts:
     kv_cache: KvCache
     kv_size: KvSize
     eos_token_ids: tuple[int, ...]
+    default_params: SamplingParams
 
 
 def build_engine(config: EngineConfig) -> EngineParts:
@@ -157,6 +161,11 @@ def assemble(
         kv_cache=kv_cache,
         kv_size=kv_size,
         eos_token_ids=tuple(sorted(t for t in eos_token_ids if t < loaded.vocab_size)),
+        default_params=load_default_params(
+            loaded.folder,
+            source=config.generation_config,
+            overrides=config.override_generation_config,
+        ),
     )
 
 

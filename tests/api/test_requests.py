@@ -126,25 +126,27 @@ def test_a_prompt_that_fills_the_context_is_answered_in_the_words_of_the_field()
 
 def test_parameters_are_one_for_all_or_one_each_and_copies():
     own = SamplingParams(max_tokens=3)
-    (first, second) = normalize_params(own, 2)
+    (first, second) = normalize_params(own, 2, default=SamplingParams())
     assert first is second
     assert first == own
     assert first is not own
-    assert [p.max_tokens for p in normalize_params([own, SamplingParams()], 2)] == [3, 16]
-    assert normalize_params(None, 1)[0] == SamplingParams()
+    assert [
+        p.max_tokens for p in normalize_params([own, SamplingParams()], 2, default=SamplingParams())
+    ] == [3, 16]
+    assert normalize_params(None, 1, default=SamplingParams())[0] == SamplingParams()
     with pytest.raises(ValueError, match="sampling_params has 1 entries for 2 prompts"):
-        normalize_params([own], 2)
+        normalize_params([own], 2, default=SamplingParams())
     with pytest.raises(TypeError, match=r"sampling_params\[1\] must be a SamplingParams, got 5"):
-        normalize_params([own, 5], 2)
+        normalize_params([own, 5], 2, default=SamplingParams())
     with pytest.raises(TypeError, match="sampling_params must be a SamplingParams or a list"):
-        normalize_params({"max_tokens": 3}, 2)
+        normalize_params({"max_tokens": 3}, 2, default=SamplingParams())
 
 
 def test_parameters_changed_after_they_were_made_are_checked_again():
     params = SamplingParams()
     params.temperature = -3
     with pytest.raises(ValueError, match="temperature must be non-negative, got -3"):
-        normalize_params(params, 1)
+        normalize_params(params, 1, default=SamplingParams())
 
 
 def test_priorities_are_one_for_all_or_one_each():

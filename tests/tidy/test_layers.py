@@ -10,7 +10,16 @@ from tidy.sources import PACKAGE, ROOT, files_with, parsed, relative
 LAYERS = [
     {"_core", "errors"},
     {"sampling_params", "outputs", "config", "stats", "progress", "interrupts"},
-    {"step_buffers", "attention", "text_stream", "token_bytes", "tokenizer", "chat", "requests"},
+    {
+        "step_buffers",
+        "attention",
+        "text_stream",
+        "token_bytes",
+        "tokenizer",
+        "chat",
+        "requests",
+        "generation_defaults",
+    },
     {"models", "sampling"},
     {"kv_cache", "kv_sizing", "request_state"},
     {"model_runner", "sequence_runner"},
