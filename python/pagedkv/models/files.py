@@ -13,6 +13,8 @@ from pagedkv.errors import ModelLoadError
 
 _DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 _NOT_DOWNLOADED = ["original/*", "consolidated*", "*.gguf", "*.onnx"]
+# Folders named where the one given is too high.
+_MAX_CANDIDATES = 5
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -33,6 +35,11 @@ def resolve_model_folder(model: str | Path, *, revision: str | None, with_code: 
     name = str(model)
     if folder.exists():
         msg = f"model {name!r} is a file; give the folder that holds config.json and the weights"
+        if folder.suffix == ".gguf":
+            msg = (
+                f"model {name!r} is a GGUF file, which is not loaded; give the folder of the "
+                "safetensors checkpoint that it was made from"
+            )
         raise ModelLoadError(msg)
     # An id has one slash at the most and does not begin like a path.
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name:
@@ -48,11 +55,32 @@ def check_model_files(folder: Path) -> None:
         ModelLoadError: config.json or weights are missing, weights are pickles, or a file is cut short.
     """
     if not (folder / "config.json").is_file():
-        msg = f"{str(folder)!r} is not a model: it has no config.json"
-        raise ModelLoadError(msg)
+        raise ModelLoadError(_why_no_model(folder))
     _read_json(folder / "config.json")
     for path in _weight_files(folder):
         _check_weight_file(path)
+
+
+def _why_no_model(folder: Path) -> str:
+    if (folder / "adapter_config.json").is_file():
+        base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        return (
+            f"{str(folder)!r} is a PEFT adapter, not a model; merge it into its base model "
+            f"({base}) with peft's merge_and_unload() and save that"
+        )
+    if gguf := sorted(path.name for path in folder.glob("*.gguf")):
+        return (
+            f"{str(folder)!r} has weights in GGUF format only ({gguf[0]}), which is not loaded; give "
+            "the folder of the safetensors checkpoint that they were made from"
+        )
+    below = sorted(
+        {path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/config.json")}
+    )
+    if below:
+        names = ", ".join(str(path) for path in below[:_MAX_CANDIDATES])
+        more = f" and {len(below) - _MAX_CANDIDATES} more" if len(below) > _MAX_CANDIDATES else ""
+        return f"{str(folder)!r} has no config.json; give one of the models below it: {names}{more}"
+    return f"{str(folder)!r} is not a model: it has no config.json"
 
 
 def _weight_files(folder: Path) -> list[Path]:
