@@ -1,9 +1,9 @@
 //! The CPU kernels as Python sees them: functions over numpy arrays that share memory with torch
 //! tensors.
 
-use numpy::PyUntypedArray;
+use numpy::{PyReadonlyArrayDyn, PyUntypedArray};
 use pagedkv_cpu::{
-    Activation, AttentionParams, Element, Mask, NoiseRow, PagedKv, StepRows, bf16, f16,
+    Activation, AttentionParams, Element, Isa, Mask, NoiseRow, PagedKv, StepRows, bf16, f16,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -53,6 +53,18 @@ pub(crate) fn num_threads() -> PyResult<usize> {
 #[pyfunction]
 pub(crate) fn set_num_threads(py: Python<'_>, num_threads: usize) -> PyResult<()> {
     py.detach(|| pagedkv_cpu::set_num_threads(num_threads)).map_err(value_error)
+}
+
+/// The instruction set that kernels use.
+#[pyfunction]
+pub(crate) fn cpu_isa() -> PyResult<&'static str> {
+    Isa::chosen().map(Isa::name).map_err(value_error)
+}
+
+/// Makes kernels use another instruction set from here on.
+#[pyfunction]
+pub(crate) fn set_cpu_isa(name: &str) -> PyResult<()> {
+    name.parse::<Isa>().and_then(Isa::choose).map_err(value_error)
 }
 
 /// Stores keys and values of tokens in the slots of their blocks.
@@ -108,7 +120,8 @@ fn copy_in_one<E: Stored>(storage: Array<'_, '_>, pairs: Array<'_, '_>) -> PyRes
 /// Attention of the queries of a step over the keys and values in its blocks.
 #[pyfunction]
 #[pyo3(signature = (query, output, *, keys, values, dtype, row_ids, query_start_loc, seq_lens,
-                    block_tables, scale, mask="full", window=None, softcap=None, sinks=None))]
+                    block_tables, scale, mask="full", window=None, softcap=None, sinks=None,
+                    alibi_slopes=None))]
 #[expect(clippy::too_many_arguments, reason = "by keyword; a class would be made anew each step")]
 pub(crate) fn paged_attention<'py>(
     query: Array<'_, 'py>,
@@ -125,11 +138,17 @@ pub(crate) fn paged_attention<'py>(
     window: Option<usize>,
     softcap: Option<f32>,
     sinks: Option<Array<'_, 'py>>,
+    alibi_slopes: Option<Array<'_, 'py>>,
 ) -> PyResult<()> {
     let sinks = sinks.map(|sinks| borrow::<f32>("sinks", sinks)).transpose()?;
-    let sinks = sinks.as_ref().map(|sinks| view::<_, f32, 1>("sinks", sinks)).transpose()?;
-    let sinks = sinks.map(|sinks| sinks.as_slice());
-    let params = AttentionParams { scale, mask: parse_mask(mask, window)?, softcap, sinks };
+    let slopes = alibi_slopes.map(|slopes| borrow::<f32>("alibi_slopes", slopes)).transpose()?;
+    let params = AttentionParams {
+        scale,
+        mask: parse_mask(mask, window)?,
+        softcap,
+        sinks: per_head("sinks", sinks.as_ref())?,
+        alibi_slopes: per_head("alibi_slopes", slopes.as_ref())?,
+    };
     let row_ids = borrow::<i32>("row_ids", row_ids)?;
     let query_start_loc = borrow::<i32>("query_start_loc", query_start_loc)?;
     let seq_lens = borrow::<i32>("seq_lens", seq_lens)?;
@@ -141,6 +160,16 @@ pub(crate) fn paged_attention<'py>(
         block_tables: view("block_tables", &block_tables)?,
     };
     for_dtype!(dtype, attend(query, [keys, values], rows, params, output))
+}
+
+fn per_head<'a>(
+    argument: &'static str,
+    numbers: Option<&'a PyReadonlyArrayDyn<'_, f32>>,
+) -> PyResult<Option<&'a [f32]>> {
+    Ok(numbers
+        .map(|numbers| view::<_, f32, 1>(argument, numbers))
+        .transpose()?
+        .map(|v| v.as_slice()))
 }
 
 fn attend<E: Stored>(

@@ -1,18 +1,18 @@
 //! Activations whose result for one number does not depend on how many others there are.
 
-use crate::dispatch::{Kernel, dispatch};
+use crate::dispatch::dispatch;
 use crate::element::Element;
 use crate::error::Error;
+use crate::isa::Isa;
 use crate::math::{gelu, gelu_tanh, silu};
+use crate::simd::{Kernel, LANES, Simd};
 use crate::threads::for_each;
 use crate::view::{View, ViewMut};
 
-/// Numbers that are converted and computed at a time, on the stack.
-const CHUNK: usize = 256;
 /// One activation, as the multiply-adds that cost as much.
 const WORK_PER_NUMBER: usize = 20;
 
-/// A function of one number, computed in f32 or wider and rounded once to the element.
+/// A function of one number, computed in f32 and rounded once to the element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// `x / (1 + e^-x)`
@@ -41,11 +41,11 @@ pub fn activate<E: Element>(
     if columns == 0 {
         return Ok(());
     }
-    let output = &*output;
+    let (isa, output) = (Isa::chosen()?, &*output);
     for_each(rows, rows * columns * WORK_PER_NUMBER, |row| {
         // SAFETY: each row is handed out once, so no other thread has it.
         let output = unsafe { output.run_shared([row, 0]) };
-        dispatch(ActivationKernel { activation, input: input.run([row, 0]), output });
+        dispatch(isa, ActivationKernel { activation, input: input.run([row, 0]), output });
     })
 }
 
@@ -57,30 +57,23 @@ struct ActivationKernel<'a, E> {
 
 impl<E: Element> Kernel for ActivationKernel<'_, E> {
     #[inline(always)]
-    fn run(self) {
-        let mut numbers = [0.0; CHUNK];
-        for (input, output) in self.input.chunks(CHUNK).zip(self.output.chunks_mut(CHUNK)) {
-            let numbers = &mut numbers[..input.len()];
-            E::copy_widened(input, numbers);
-            // Loops, not `for_each`: a closure would not be compiled for the wider vectors.
-            match self.activation {
-                Activation::Silu => {
-                    for x in &mut *numbers {
-                        *x = silu(*x);
-                    }
-                }
-                Activation::Gelu => {
-                    for x in &mut *numbers {
-                        *x = gelu(*x);
-                    }
-                }
-                Activation::GeluTanh => {
-                    for x in &mut *numbers {
-                        *x = gelu_tanh(*x);
-                    }
-                }
-            }
-            E::narrow(numbers, output);
+    fn run<S: Simd>(self) {
+        match self.activation {
+            Activation::Silu => map::<S, E>(self.input, self.output, silu::<S>),
+            Activation::Gelu => map::<S, E>(self.input, self.output, gelu::<S>),
+            Activation::GeluTanh => map::<S, E>(self.input, self.output, gelu_tanh::<S>),
         }
+    }
+}
+
+/// Sixteen numbers at a time; the last ones with others of no meaning.
+#[inline(always)]
+fn map<S: Simd, E: Element>(input: &[E], output: &mut [E], function: impl Fn(S::V) -> S::V) {
+    let mut numbers = [0.0; LANES];
+    for (input, output) in input.chunks(LANES).zip(output.chunks_mut(LANES)) {
+        E::copy_widened(input, &mut numbers[..input.len()]);
+        // SAFETY: a vector is loaded from, and stored to, an array of its size.
+        unsafe { S::store(function(S::load(numbers.as_ptr())), numbers.as_mut_ptr()) };
+        E::narrow(&numbers[..output.len()], output);
     }
 }

@@ -1,19 +1,16 @@
-//! Attention over a paged KV cache: checks, and the cut of a batch into pieces of work.
+//! Attention over a paged KV cache: what a caller passes, and its checks.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::dispatch::dispatch;
 use crate::element::Element;
 use crate::error::Error;
+use crate::isa::Isa;
+use crate::item::Step;
 use crate::mask::Mask;
-use crate::threads::for_each;
-use crate::tile::{Item, Scratch, TileKernel};
+use crate::plan::Plan;
+use crate::rows::check_rows;
+use crate::threads::num_threads;
 use crate::view::{View, ViewMut};
-
-/// Queries (tokens x heads) of one piece of work: enough to use a tile of keys several times, few
-/// enough to stay in cache.
-const MAX_QUERIES_PER_ITEM: usize = 32;
 
 /// Keys and values of one layer, `[num_blocks, num_kv_heads, block_size, dim]` each.
 #[derive(Clone, Copy)]
@@ -48,10 +45,8 @@ pub struct AttentionParams<'a> {
     pub softcap: Option<f32>,
     /// `[num_query_heads]` one more score per head, without a value.
     pub sinks: Option<&'a [f32]>,
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    /// `[num_query_heads]` factor of (key position - query position), added to the capped scores.
+    pub alibi_slopes: Option<&'a [f32]>,
 }
 
 /// Attention of `query` `[T, num_query_heads, k_dim]` into `output` `[T, num_query_heads, v_dim]`.
@@ -59,7 +54,7 @@ thread_local! {
 /// Query i of row r stands at position `seq_lens[r] - query_len[r] + i` and attends keys up to
 /// there, as the mask allows. Slots outside the mask are never read. Rows of `query` beyond the
 /// last `query_start_loc` are padding: their output is zero. Softmax is in f32, whatever the
-/// element.
+/// element. Blocks that several rows of few queries start with are read once.
 ///
 /// # Errors
 /// Any variant of [`Error`] about sizes, rows, lengths and table entries, before anything is
@@ -73,108 +68,12 @@ pub fn paged_attention<E: Element>(
 ) -> Result<(), Error> {
     check_geometry(query, kv, output.shape())?;
     check_params(params, query.shape()[1])?;
-    let plan = Plan::new(query.shape(), kv, rows, params)?;
+    check_rows(rows, query.shape()[0])?;
+    let isa = Isa::chosen()?;
+    let plan = Plan::new(query.shape(), kv, rows, params, num_threads()?)?;
     zero_padding(rows, output);
-
-    let output = &*output;
-    for_each(plan.items.len(), plan.work, |index| {
-        SCRATCH.with_borrow_mut(|scratch| {
-            let item = plan.items[index];
-            let block_tables = rows.block_tables;
-            dispatch(TileKernel { item, query, kv, block_tables, params, output, scratch });
-        });
-    })
-}
-
-/// A step cut into items that write distinct parts of the output.
-struct Plan {
-    items: Vec<Item>,
-    /// Multiply-adds in all.
-    work: usize,
-}
-
-impl Plan {
-    fn new<E: Element>(
-        [num_tokens, num_heads, k_dim]: [usize; 3],
-        kv: PagedKv<'_, E>,
-        rows: StepRows<'_>,
-        params: AttentionParams<'_>,
-    ) -> Result<Self, Error> {
-        let [_, num_kv_heads, _, v_dim] = kv.values.shape();
-        let tokens_per_item = (MAX_QUERIES_PER_ITEM * num_kv_heads / num_heads).max(1);
-        let mut plan = Self { items: Vec::new(), work: 0 };
-        check_rows(rows, num_tokens)?;
-        for row in 0..rows.row_ids.shape()[0] {
-            let Some(span) = RowSpan::new(rows, row, kv.keys.shape()[2])? else { continue };
-            let first_key = params.mask.first_key(span.first_position);
-            span.check_table(rows.block_tables, first_key, kv.keys.shape())?;
-            let query_len = span.seq_len - span.first_position;
-            plan.work += query_len * (span.seq_len - first_key) * num_heads * (k_dim + v_dim);
-            for token in (0..query_len).step_by(tokens_per_item) {
-                plan.items.extend((0..num_kv_heads).map(|kv_head| Item {
-                    first_token: span.first_token + token,
-                    num_tokens: tokens_per_item.min(query_len - token),
-                    first_position: span.first_position + token,
-                    table_row: span.table_row,
-                    kv_head,
-                }));
-            }
-        }
-        Ok(plan)
-    }
-}
-
-/// One row with queries and keys, its numbers checked.
-struct RowSpan {
-    first_token: usize,
-    first_position: usize,
-    seq_len: usize,
-    table_row: usize,
-}
-
-impl RowSpan {
-    /// None if there is nothing to attend.
-    fn new(rows: StepRows<'_>, index: usize, block_size: usize) -> Result<Option<Self>, Error> {
-        let [num_rows, num_columns] = rows.block_tables.shape();
-        let row = rows.row_ids.run([index])[0];
-        let seq_len = rows.seq_lens.run([index])[0];
-        let &[start, stop, ..] = rows.query_start_loc.run([index]) else {
-            unreachable!("query_start_loc is one longer than row_ids")
-        };
-        let query_len = (stop - start) as usize;
-        let capacity = num_columns * block_size;
-        if !(0..num_rows as i64).contains(&i64::from(row)) {
-            return Err(Error::Row { index, row, num_rows });
-        }
-        let is_possible = |tokens| (query_len..=capacity).contains(&tokens);
-        if seq_len != 0 && !usize::try_from(seq_len).is_ok_and(is_possible) {
-            return Err(Error::SeqLen { index, seq_len, query_len, capacity });
-        }
-        let seq_len = seq_len as usize;
-        Ok((seq_len > 0 && query_len > 0).then_some(Self {
-            first_token: start as usize,
-            first_position: seq_len.saturating_sub(query_len),
-            seq_len,
-            table_row: row as usize,
-        }))
-    }
-
-    /// Every block that holds a key from `first_key` on must be one.
-    fn check_table(
-        &self,
-        block_tables: View<'_, i32, 2>,
-        first_key: usize,
-        [num_blocks, _, block_size, _]: [usize; 4],
-    ) -> Result<(), Error> {
-        let row = self.table_row;
-        let columns = first_key / block_size..self.seq_len.div_ceil(block_size);
-        for (column, &block) in (columns.start..).zip(&block_tables.run([row, 0])[columns]) {
-            if !(1..num_blocks as i64).contains(&i64::from(block)) {
-                return Err(Error::TableEntry { row, column, block, num_blocks });
-            }
-        }
-        Ok(())
-    }
+    let block_tables = rows.block_tables;
+    E::run_items(Step { plan: &plan, query, kv, block_tables, params, output }, isa)
 }
 
 fn check_geometry<E: Element>(
@@ -223,32 +122,10 @@ fn check_params(params: AttentionParams<'_>, num_heads: usize) -> Result<(), Err
         let (argument, got) = ("softcap", cap.to_string());
         return Err(Error::Number { argument, expected: "finite and above 0", got });
     }
-    match params.sinks.map(<[f32]>::len) {
-        Some(got) if got != num_heads => {
-            Err(Error::Size { argument: "sinks", dimension: 0, got, expected: num_heads })
+    for (argument, per_head) in [("sinks", params.sinks), ("alibi_slopes", params.alibi_slopes)] {
+        if let Some(got) = per_head.map(<[f32]>::len).filter(|&got| got != num_heads) {
+            return Err(Error::Size { argument, dimension: 0, got, expected: num_heads });
         }
-        _ => Ok(()),
-    }
-}
-
-/// Lengths of the row arrays, and prefix sums that are some.
-fn check_rows(rows: StepRows<'_>, num_tokens: usize) -> Result<(), Error> {
-    let [num_rows] = rows.row_ids.shape();
-    for (argument, got, expected) in [
-        ("query_start_loc", rows.query_start_loc.shape()[0], num_rows + 1),
-        ("seq_lens", rows.seq_lens.shape()[0], num_rows),
-    ] {
-        if got != expected {
-            return Err(Error::Size { argument, dimension: 0, got, expected });
-        }
-    }
-    let mut previous = 0;
-    for (index, &got) in rows.query_start_loc.run([0]).iter().enumerate() {
-        let is_first = index == 0;
-        if got < previous || (is_first && got != 0) || got as usize > num_tokens {
-            return Err(Error::QueryStart { index, got, num_tokens });
-        }
-        previous = got;
     }
     Ok(())
 }

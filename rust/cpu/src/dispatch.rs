@@ -1,30 +1,26 @@
-//! One source, compiled for the widest vectors of the CPU it runs on.
+//! Running a kernel on the instruction set that was chosen.
 
-/// A loop nest that the compiler vectorises.
-///
-/// `run` and everything it calls must be `#[inline(always)]`: only inlined code takes on the wider
-/// instruction set.
-pub(crate) trait Kernel {
-    /// Does the work.
-    fn run(self);
-}
-
-/// Runs `kernel` with 256-bit vectors where the CPU has them.
-///
-/// Both versions round alike: they do the same operations in the same order, and the compiler may
-/// not fuse them.
-pub(crate) fn dispatch(kernel: impl Kernel) {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the CPU has just been asked whether it knows the instructions.
-        unsafe { run_avx2(kernel) };
-        return;
-    }
-    kernel.run();
-}
-
+use crate::isa::Isa;
+#[cfg(target_arch = "aarch64")]
+use crate::simd::Neon;
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn run_avx2(kernel: impl Kernel) {
-    kernel.run();
+use crate::simd::{Avx2, Avx512};
+use crate::simd::{Fused, Kernel, Simd, Unfused};
+
+/// Runs `kernel` on `isa`.
+pub(crate) fn dispatch(isa: Isa, kernel: impl Kernel) {
+    debug_assert!(isa.is_available());
+    // SAFETY: an instruction set is chosen only after the CPU has been asked for it.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Avx2::run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Avx512::run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Neon::run(kernel),
+            Isa::Fused => Fused::run(kernel),
+            _ => Unfused::run(kernel),
+        }
+    }
 }

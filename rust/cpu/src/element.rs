@@ -2,6 +2,11 @@
 
 use half::{bf16, f16};
 
+use crate::error::Error;
+use crate::isa::Isa;
+use crate::item::{Step, run_items};
+use crate::simd::{RowPointers, Simd};
+
 /// A format in which keys, values and activations are stored.
 pub trait Element: Copy + Send + Sync + 'static {
     /// The number 0.
@@ -10,13 +15,23 @@ pub trait Element: Copy + Send + Sync + 'static {
     /// Writes the numbers of `row` to `buffer`, which is as long.
     fn copy_widened(row: &[Self], buffer: &mut [f32]);
 
-    /// The numbers of `row` in f32: `row` itself if that is its format, else `buffer`, which is as
-    /// long.
-    #[inline(always)]
-    fn widen<'a>(row: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32] {
-        Self::copy_widened(row, buffer);
-        buffer
-    }
+    /// Sixteen numbers as a vector.
+    ///
+    /// # Safety
+    /// They are readable.
+    #[doc(hidden)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::V;
+
+    /// Transposes the first dimensions of sixteen rows into `to` `[dim, 16]` and says how many.
+    ///
+    /// # Safety
+    /// Each row has `dim` readable elements, `to` room for `dim * 16`.
+    #[doc(hidden)]
+    unsafe fn transpose<S: Simd>(rows: &RowPointers<Self>, dim: usize, to: *mut f32) -> usize;
+
+    /// Runs the items of a step: here, so that they are compiled with this crate, once per format.
+    #[doc(hidden)]
+    fn run_items(step: Step<'_, Self>, isa: Isa) -> Result<(), Error>;
 
     /// Rounds `numbers` to the nearest, ties to even, into `row`, which is as long.
     fn narrow(numbers: &[f32], row: &mut [Self]);
@@ -31,8 +46,19 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    fn widen<'a>(row: &'a [Self], _buffer: &'a mut [f32]) -> &'a [f32] {
-        row
+    unsafe fn load<S: Simd>(from: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { S::load(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose<S: Simd>(rows: &RowPointers<Self>, dim: usize, to: *mut f32) -> usize {
+        // SAFETY: the caller's promise.
+        unsafe { S::transpose_f32(rows, dim, to) }
+    }
+
+    fn run_items(step: Step<'_, Self>, isa: Isa) -> Result<(), Error> {
+        run_items(step, isa)
     }
 
     #[inline(always)]
@@ -52,6 +78,22 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { S::load_bf16(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose<S: Simd>(rows: &RowPointers<Self>, dim: usize, to: *mut f32) -> usize {
+        // SAFETY: the caller's promise.
+        unsafe { S::transpose_bf16(rows, dim, to) }
+    }
+
+    fn run_items(step: Step<'_, Self>, isa: Isa) -> Result<(), Error> {
+        run_items(step, isa)
+    }
+
+    #[inline(always)]
     fn narrow(numbers: &[f32], row: &mut [Self]) {
         for (element, number) in row.iter_mut().zip(numbers) {
             *element = Self::from_bits(bf16_bits(*number));
@@ -67,6 +109,22 @@ impl Element for f16 {
         for (number, element) in buffer.iter_mut().zip(row) {
             *number = f16_to_f32(element.to_bits());
         }
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { S::load_f16(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose<S: Simd>(rows: &RowPointers<Self>, dim: usize, to: *mut f32) -> usize {
+        // SAFETY: the caller's promise.
+        unsafe { S::transpose_f16(rows, dim, to) }
+    }
+
+    fn run_items(step: Step<'_, Self>, isa: Isa) -> Result<(), Error> {
+        run_items(step, isa)
     }
 
     #[inline(always)]

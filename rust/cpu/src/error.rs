@@ -147,6 +147,16 @@ pub enum Error {
         /// The value it has, as text.
         got: String,
     },
+    /// An instruction set that is unknown or that this CPU lacks.
+    #[error(
+        "PAGEDKV_CPU_ISA must be one of {usable} on this CPU, got '{got}'; unset it for the best"
+    )]
+    Isa {
+        /// The name given.
+        got: String,
+        /// The names that would do.
+        usable: String,
+    },
     /// The operating system gave no thread.
     #[error("cannot start {num_threads} threads: {reason}")]
     Threads {

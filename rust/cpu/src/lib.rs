@@ -1,11 +1,10 @@
-//! CPU kernels of pagedkv, in their plain form: the twin that hand-written SIMD is compared with.
+//! CPU kernels of pagedkv: attention over paged keys and values, writes to them, activations, noise.
 //!
 //! One rule shapes every kernel: **a result depends on its own inputs only.** Not on what else is
-//! in the batch, how a prompt was cut into chunks, the block size, or the number of threads, bit
-//! for bit. So every sum has a fixed order (eight lanes by element index, then one tree), keys are
-//! visited by position in tiles with absolute bounds, and threads share out whole results, never
-//! parts of a sum. There is no fused multiply-add, so that the vectors of one CPU and the scalars
-//! of another round alike.
+//! in the batch, how a prompt was cut into chunks, the block size, the number of threads, or who
+//! shares blocks with whom, bit for bit. So every sum has a fixed order, and threads share out
+//! parts whose bounds are absolute positions. Nor does it depend on the instruction set, as long as
+//! that has a fused multiply-add: vectors have sixteen lanes everywhere, see `simd`.
 //!
 //! Memory belongs to the caller: kernels see it through [`View`] and [`ViewMut`], which are checked
 //! when made; block tables, slots and lengths are checked once per call, before anything is
@@ -20,12 +19,19 @@ mod blocks;
 mod dispatch;
 mod element;
 mod error;
-mod lanes;
+mod isa;
+mod item;
 mod mask;
 mod math;
+mod pack;
 mod philox;
+mod plan;
+mod product;
+mod rows;
+mod share;
+mod simd;
+mod softmax;
 mod threads;
-mod tile;
 mod view;
 
 pub use activation::{Activation, activate};
@@ -34,6 +40,7 @@ pub use blocks::{copy_blocks, kv_write};
 pub use element::Element;
 pub use error::Error;
 pub use half::{bf16, f16};
+pub use isa::{ISA_VARIABLE, Isa};
 pub use mask::Mask;
 pub use philox::{NoiseRow, gumbel_noise, philox4x32_10};
 pub use threads::{num_threads, set_num_threads};

@@ -9,9 +9,11 @@
 //! u = ((word >> 8) + 0.5) * 2^-24 in (0, 1)        noise = -ln(-ln(u)), in f64, rounded to f32
 //! ```
 
-use crate::dispatch::{Kernel, dispatch};
+use crate::dispatch::dispatch;
 use crate::error::Error;
+use crate::isa::Isa;
 use crate::math::ln;
+use crate::simd::{Kernel, Simd};
 use crate::threads::for_each;
 use crate::view::ViewMut;
 
@@ -45,11 +47,11 @@ pub fn gumbel_noise(rows: &[NoiseRow], output: &mut ViewMut<'_, f32, 2>) -> Resu
     if vocabulary == 0 {
         return Ok(());
     }
-    let output = &*output;
+    let (isa, output) = (Isa::chosen()?, &*output);
     for_each(num_rows, num_rows * vocabulary * WORK_PER_TOKEN, |index| {
         // SAFETY: each index is handed out once, so no other thread has this row.
         let noise = unsafe { output.run_shared([index, 0]) };
-        dispatch(GumbelKernel { row: rows[index], noise });
+        dispatch(isa, GumbelKernel { row: rows[index], noise });
     })
 }
 
@@ -80,7 +82,8 @@ struct GumbelKernel<'a> {
 
 impl Kernel for GumbelKernel<'_> {
     #[inline(always)]
-    fn run(self) {
+    fn run<S: Simd>(self) {
+        // In f64, by the compiler's own vectors: the same bits on every level, fused or not.
         let NoiseRow { seed, sample_index, position } = self.row;
         let key = [seed as u32, (seed >> 32) as u32];
         for (token, noise) in self.noise.iter_mut().enumerate() {

@@ -130,6 +130,14 @@ impl<'a, E> View<'a, E, 4> {
     }
 }
 
+impl<E> View<'_, E, 2> {
+    /// Where a row starts. It has as many elements as the last dimension.
+    #[inline(always)]
+    pub(crate) fn row_start(&self, row: usize) -> *const E {
+        self.run([row, 0]).as_ptr()
+    }
+}
+
 impl<'a, E, const N: usize> ViewMut<'a, E, N> {
     /// A writeable view of `elements` with strides counted in elements.
     ///

@@ -29,10 +29,13 @@ prop_compose! {
         mask in masks(),
         softcap in proptest::option::of(0.5_f32..5.0),
         has_sinks: bool,
+        has_alibi: bool,
     ) -> Layer {
         let sink = |head| head as f32 * 0.3 - 0.5;
         let sinks = has_sinks.then(|| (0..num_kv_heads * group).map(sink).collect());
-        Layer { num_kv_heads, group, k_dim, v_dim, mask, softcap, sinks }
+        let slope = |head| 0.5_f32.powi(head as i32 + 2);
+        let alibi_slopes = has_alibi.then(|| (0..num_kv_heads * group).map(slope).collect());
+        Layer { num_kv_heads, group, k_dim, v_dim, mask, softcap, sinks, alibi_slopes }
     }
 }
 
@@ -116,6 +119,7 @@ fn results_have_the_same_bits_on_any_number_of_threads() {
         mask: Mask::Full,
         softcap: None,
         sinks: None,
+        alibi_slopes: None,
     };
     // 4 rows x 300 queries: millions of multiply-adds, so that threads are used at all.
     let rows: Vec<Row> =
@@ -168,7 +172,13 @@ impl Call {
             seq_lens: vector(&self.seq_lens),
             block_tables: View::contiguous("block_tables", &self.block_tables, [2, 2])?,
         };
-        let params = AttentionParams { scale: 1.0, mask: self.mask, softcap: None, sinks: None };
+        let params = AttentionParams {
+            scale: 1.0,
+            mask: self.mask,
+            softcap: None,
+            sinks: None,
+            alibi_slopes: None,
+        };
         paged_attention(
             View::contiguous("query", &query, shape)?,
             PagedKv { keys: storage, values: storage },

@@ -68,6 +68,7 @@ pub(crate) struct Layer {
     pub(crate) mask: Mask,
     pub(crate) softcap: Option<f32>,
     pub(crate) sinks: Option<Vec<f32>>,
+    pub(crate) alibi_slopes: Option<Vec<f32>>,
 }
 
 /// One row: its identity (which decides all numbers), its context, and how many tokens at the end
@@ -105,6 +106,7 @@ impl Layer {
             mask: self.mask,
             softcap: self.softcap,
             sinks: self.sinks.as_deref(),
+            alibi_slopes: self.alibi_slopes.as_deref(),
         }
     }
 
@@ -226,7 +228,10 @@ impl Layer {
                 .map(|column| get(QUERY, position, head, column) * get(KEY, key, kv_head, column))
                 .sum();
             let score = dot * f64::from(SCALE);
-            self.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+            let capped =
+                self.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
+            let slope = self.alibi_slopes.as_ref().map_or(0.0, |slopes| f64::from(slopes[head]));
+            capped + slope * (key as f64 - position as f64)
         });
         let weights: Vec<f64> = scores.map(f64::exp).collect();
         let sink = self.sinks.as_ref().map_or(0.0, |sinks| f64::from(sinks[head]).exp());

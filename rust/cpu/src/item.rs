@@ -1,0 +1,472 @@
+//! One item of work: queries against the keys of a KV head, chunk by chunk.
+//!
+//! With scores `s_k = cap(scale * q . k) + slope * (k - q)` over the keys that the mask allows, and
+//! a sink as one more score without a value,
+//!
+//! ```text
+//! out = sum_k e^(s_k - m) v_k / (sum_k e^(s_k - m) + e^(sink - m)),    m = the largest score
+//! ```
+//!
+//! A chunk's keys are widened and transposed once for all queries of the item; its values too, if
+//! they are many. Queries go in blocks of up to six rows (tokens x heads of the group).
+
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use crate::attention::{AttentionParams, PagedKv};
+use crate::dispatch::dispatch;
+use crate::element::Element;
+use crate::error::Error;
+use crate::isa::Isa;
+use crate::pack::{ChunkRows, chunk_rows, pack_keys, pack_values};
+use crate::plan::{Item, Plan, Query};
+use crate::product::{CHUNK, InPlace, MAX_ROWS, Packed, Scores, Sums, block_size};
+use crate::simd::{Kernel, LANES, Line, Simd};
+use crate::softmax::{Bias, Part, State, adjust, merge, weigh};
+use crate::threads::for_each;
+use crate::view::{View, ViewMut};
+
+/// Rows from which on it pays to rearrange values.
+const MIN_ROWS_TO_PACK: usize = 13;
+
+/// Numbers before the outputs of a stored state: its largest score and its sum, in a whole line.
+const STATE_HEADER: usize = LANES;
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static STATES: RefCell<Vec<f32>> = RefCell::default();
+}
+
+/// Memory of one thread, kept between calls.
+#[derive(Default)]
+struct Scratch {
+    /// `[block, k_dim, rows]`
+    query: Vec<f32>,
+    /// `[panel, k_dim, 16]`
+    keys: Vec<Line>,
+    /// `[unit, CHUNK, 16]`
+    values: Vec<Line>,
+    /// `[row, v_lines]`: outputs over the chunks so far
+    outputs: Vec<Line>,
+    /// `[MAX_ROWS, v_lines]`: outputs of a block over one chunk
+    added: Vec<Line>,
+    /// `[MAX_ROWS, CHUNK]`: scores, then weights of a block in one chunk
+    weights: Vec<[f32; CHUNK]>,
+    /// One for each block, at the index of its first row
+    states: Vec<State>,
+}
+
+/// Cuts rows into blocks, of which all but the last few are the largest that S has registers for.
+struct Blocks<S> {
+    rows: Range<usize>,
+    simd: PhantomData<S>,
+}
+
+impl<S: Simd> Iterator for Blocks<S> {
+    type Item = Range<usize>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Range<usize>> {
+        let start = self.rows.start;
+        self.rows.start += block_size::<S>(self.rows.len());
+        (start < self.rows.end).then_some(start..self.rows.start)
+    }
+}
+
+/// What all items of a step have in common.
+#[derive(Clone, Copy)]
+pub struct Step<'a, E> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) query: View<'a, E, 3>,
+    pub(crate) kv: PagedKv<'a, E>,
+    pub(crate) block_tables: View<'a, i32, 2>,
+    pub(crate) params: AttentionParams<'a>,
+    /// Rows `[token, head]` of an item are written by nobody else.
+    pub(crate) output: &'a ViewMut<'a, E, 3>,
+}
+
+/// Runs the items of a step, parts first.
+pub(crate) fn run_items<E: Element>(step: Step<'_, E>, isa: Isa) -> Result<(), Error> {
+    let plan = step.plan;
+    let state_size = STATE_HEADER + step.kv.values.shape()[3].next_multiple_of(LANES);
+    STATES.with_borrow_mut(|memory| {
+        let shape = [plan.num_states, state_size];
+        if memory.len() < shape.iter().product() {
+            memory.resize(shape.iter().product(), 0.0);
+        }
+        let states = &ViewMut::contiguous("states", memory, shape)?;
+        for (items, is_final) in [(&plan.parts, false), (&plan.finals, true)] {
+            for_each(items.len(), plan.work, |index| {
+                SCRATCH.with_borrow_mut(|scratch| {
+                    let item = &items[index];
+                    dispatch(isa, ItemKernel { step, states, item, is_final, scratch });
+                });
+            })?;
+        }
+        Ok(())
+    })
+}
+
+struct ItemKernel<'a, E> {
+    step: Step<'a, E>,
+    /// States of chunks, each used by one item at a time.
+    states: &'a ViewMut<'a, f32, 2>,
+    item: &'a Item,
+    is_final: bool,
+    scratch: &'a mut Scratch,
+}
+
+impl<E: Element> Kernel for ItemKernel<'_, E> {
+    #[inline(always)]
+    fn run<S: Simd>(mut self) {
+        self.prepare::<S>();
+        if self.is_final {
+            self.start_from_parts::<S>();
+        }
+        for chunk in self.item.chunks.clone() {
+            self.fold_chunk::<S>(chunk);
+        }
+        if self.is_final {
+            self.write_outputs::<S>();
+        }
+    }
+}
+
+impl<E: Element> ItemKernel<'_, E> {
+    /// Query heads per KV head.
+    #[inline(always)]
+    fn group(&self) -> usize {
+        self.step.query.shape()[1] / self.step.kv.keys.shape()[1]
+    }
+
+    #[inline(always)]
+    fn k_dim(&self) -> usize {
+        self.step.kv.keys.shape()[3]
+    }
+
+    #[inline(always)]
+    fn v_dim(&self) -> usize {
+        self.step.kv.values.shape()[3]
+    }
+
+    /// Numbers of an output in scratch memory.
+    #[inline(always)]
+    fn output_length(&self) -> usize {
+        self.v_dim().next_multiple_of(LANES)
+    }
+
+    #[inline(always)]
+    fn num_rows(&self) -> usize {
+        self.item.queries.len() * self.group()
+    }
+
+    /// The blocks of rows, one after the other.
+    #[inline(always)]
+    fn blocks<S: Simd>(&self) -> Blocks<S> {
+        Blocks { rows: 0..self.num_rows(), simd: PhantomData }
+    }
+
+    /// Query token and query head of a row.
+    #[inline(always)]
+    fn query_and_head(&self, row: usize) -> (Query, usize) {
+        let query = self.step.plan.queries[self.item.queries.start + row / self.group()];
+        (query, self.item.kv_head * self.group() + row % self.group())
+    }
+
+    /// The keys of a chunk that a query attends, from the chunk's first.
+    #[inline(always)]
+    fn attended(&self, query: Query, chunk: usize) -> Range<usize> {
+        let start = chunk * CHUNK;
+        let end = (query.position + 1).clamp(start, start + CHUNK) - start;
+        let first = self.step.params.mask.first_key(query.position).max(start) - start;
+        first.min(end)..end
+    }
+
+    /// The positions in a chunk that some query of the item attends: those of a row's queries leave
+    /// no gap, and rows that share a chunk attend it whole.
+    #[inline(always)]
+    fn read(&self, chunk: usize) -> Range<usize> {
+        let queries = &self.step.plan.queries[self.item.queries.clone()];
+        let first_key = self.step.params.mask.first_key(queries[0].position);
+        let end = queries[queries.len() - 1].position + 1;
+        first_key.max(chunk * CHUNK)..end.min((chunk + 1) * CHUNK)
+    }
+
+    /// Makes room, and lays out the scaled queries block by block.
+    #[inline(always)]
+    fn prepare<S: Simd>(&mut self) {
+        let (k_dim, lines) = (self.k_dim(), self.output_length() / LANES);
+        let num_rows = self.num_rows();
+        let scratch = &mut *self.scratch;
+        scratch.query.resize(num_rows * k_dim, 0.0);
+        scratch.keys.resize(CHUNK / LANES * k_dim, Line::ZERO);
+        scratch.values.resize(CHUNK * lines, Line::ZERO);
+        scratch.added.resize(MAX_ROWS * lines, Line::ZERO);
+        scratch.weights.resize(MAX_ROWS, [0.0; CHUNK]);
+        scratch.outputs.clear();
+        scratch.outputs.resize(num_rows * lines, Line::ZERO);
+        scratch.states.clear();
+        scratch.states.resize(num_rows, State::EMPTY);
+        for block in self.blocks::<S>() {
+            for (lane, row) in block.clone().enumerate() {
+                let (query, head) = self.query_and_head(row);
+                let elements = self.step.query.run([query.token, head, 0]);
+                let numbers = &mut self.scratch.query[block.start * k_dim..block.end * k_dim];
+                let numbers = numbers[lane..].iter_mut().step_by(block.len());
+                for (number, element) in numbers.zip(elements) {
+                    let mut wide = [0.0];
+                    E::copy_widened(std::slice::from_ref(element), &mut wide);
+                    *number = wide[0] * self.step.params.scale;
+                }
+            }
+        }
+    }
+
+    /// Starts from the sinks and the chunks that were parts.
+    #[inline(always)]
+    fn start_from_parts<S: Simd>(&mut self) {
+        let length = self.output_length();
+        for block in self.blocks::<S>() {
+            let mut state = State::EMPTY;
+            if let Some(sinks) = self.step.params.sinks {
+                for (lane, row) in block.clone().enumerate() {
+                    state.largest.0[lane] = sinks[self.query_and_head(row).1];
+                    state.sum.0[lane] = 1.0;
+                }
+            }
+            let outputs = self.scratch.outputs.as_mut_ptr().cast::<f32>();
+            let first_query = self.query_and_head(block.start).0;
+            for chunk in first_query.first_chunk..self.item.parts_end {
+                let mut part = Part { state: State::EMPTY, outputs: [None; MAX_ROWS] };
+                for (lane, row) in block.clone().enumerate() {
+                    let (query, head) = self.query_and_head(row);
+                    if self.attended(query, chunk).is_empty() {
+                        continue;
+                    }
+                    let stored = &*self.stored_state(query, head, chunk);
+                    part.state.largest.0[lane] = stored[0];
+                    part.state.sum.0[lane] = stored[1];
+                    part.outputs[lane] = Some(stored[STATE_HEADER..].as_ptr());
+                }
+                // SAFETY: outputs have room for all rows of the item, stored ones are as long.
+                unsafe { merge::<S>(&mut state, outputs.add(block.start * length), length, &part) };
+            }
+            self.scratch.states[block.start] = state;
+        }
+    }
+
+    /// Where the state of a query over one chunk is stored.
+    #[inline(always)]
+    fn stored_state(&self, query: Query, head: usize, chunk: usize) -> &mut [f32] {
+        let num_heads = self.step.query.shape()[1];
+        let index = query.first_state + (chunk - query.first_chunk) * num_heads + head;
+        // SAFETY: one part writes it, then one final item reads it.
+        unsafe { self.states.run_shared([index, 0]) }
+    }
+
+    #[inline(always)]
+    fn fold_chunk<S: Simd>(&mut self, chunk: usize) {
+        let (read, k_dim, v_dim) = (self.read(chunk), self.k_dim(), self.v_dim());
+        let rows_of = |storage: View<'_, E, 4>, read: &Range<usize>| {
+            let row = self.item.table_row;
+            chunk_rows(storage, self.step.block_tables.run([row, 0]), self.item.kv_head, read)
+        };
+        let keys = rows_of(self.step.kv.keys, &read);
+        let values = rows_of(self.step.kv.values, &read);
+        let next_keys = if chunk + 1 < self.item.chunks.end {
+            rows_of(self.step.kv.keys, &self.read(chunk + 1))
+        } else {
+            keys
+        };
+        let within = read.start - chunk * CHUNK..read.end - chunk * CHUNK;
+        let panels = within.start / LANES..within.end.div_ceil(LANES);
+        // Values in place come in whole vectors.
+        let is_packed = self.num_rows() >= MIN_ROWS_TO_PACK || v_dim % LANES != 0;
+        let packed_keys = self.scratch.keys.as_mut_ptr().cast::<f32>();
+        let packed_values = self.scratch.values.as_mut_ptr().cast::<f32>();
+        // SAFETY: the rows come from views of these sizes; `prepare` made room for a chunk.
+        unsafe {
+            pack_keys::<S, E>(&keys, k_dim, panels, packed_keys, &values, v_dim);
+            if is_packed {
+                pack_values::<S, E>(&values, v_dim, within, packed_values);
+            }
+        }
+        let stored = Stored { values: &values, next_keys: &next_keys, is_packed };
+        for block in self.blocks::<S>() {
+            self.fold_block::<S>(&block, chunk, &stored);
+        }
+    }
+
+    /// Divides by the sums, and rounds to the element.
+    #[inline(always)]
+    fn write_outputs<S: Simd>(&mut self) {
+        let length = self.output_length();
+        for block in self.blocks::<S>() {
+            for (lane, row) in block.clone().enumerate() {
+                let sum = S::splat(self.scratch.states[block.start].sum.0[lane]);
+                let numbers = self.scratch.outputs.as_mut_ptr().cast::<f32>();
+                // SAFETY: the row has `length` numbers, a multiple of sixteen.
+                let numbers = unsafe {
+                    let numbers = numbers.add(row * length);
+                    for first in (0..length).step_by(LANES) {
+                        let number = S::div(S::load(numbers.add(first)), sum);
+                        S::store(number, numbers.add(first));
+                    }
+                    std::slice::from_raw_parts(numbers, self.v_dim())
+                };
+                let (query, head) = self.query_and_head(row);
+                // SAFETY: final items are distinct (tokens, KV head), so no one else has this row.
+                E::narrow(numbers, unsafe { self.step.output.run_shared([query.token, head, 0]) });
+            }
+        }
+    }
+}
+
+/// Values of a chunk.
+struct Stored<'a, E> {
+    values: &'a ChunkRows<E>,
+    next_keys: &'a ChunkRows<E>,
+    /// Whether they are in scratch memory too.
+    is_packed: bool,
+}
+
+impl<E: Element> ItemKernel<'_, E> {
+    /// Computes the states of a block over one chunk; merges or stores them.
+    #[inline(always)]
+    fn fold_block<S: Simd>(&mut self, block: &Range<usize>, chunk: usize, stored: &Stored<'_, E>) {
+        let mut attended = [const { 0..0 }; MAX_ROWS];
+        let attended = &mut attended[..block.len()];
+        let (mut around, mut common) = (CHUNK..0, 0..CHUNK);
+        for (keys, row) in attended.iter_mut().zip(block.clone()) {
+            *keys = self.attended(self.query_and_head(row).0, chunk);
+            common = common.start.max(keys.start)..common.end.min(keys.end);
+            if keys.start < keys.end {
+                around = around.start.min(keys.start)..around.end.max(keys.end);
+            }
+        }
+        if around.is_empty() {
+            return;
+        }
+        let (k_dim, length) = (self.k_dim(), self.output_length());
+        // SAFETY: `prepare` made room for the queries, a chunk of keys and a block of scores.
+        unsafe {
+            let scores = Scores {
+                query: self.scratch.query[block.start * k_dim..].as_ptr(),
+                keys: self.scratch.keys.as_ptr().cast(),
+                dim: k_dim,
+                panels: around.start / LANES..around.end.div_ceil(LANES),
+                scores: self.scratch.weights.as_mut_ptr().cast(),
+            };
+            scores.compute::<S>(block.len());
+        }
+        let mut part = Part { state: State::EMPTY, outputs: [None; MAX_ROWS] };
+        let added = self.scratch.added.as_ptr().cast::<f32>();
+        for (lane, keys) in attended.iter().enumerate().filter(|(_, keys)| !keys.is_empty()) {
+            let bias = self.bias(block.start + lane, chunk);
+            let scores = &mut self.scratch.weights[lane];
+            if bias.softcap.is_some() || bias.slope.is_some() {
+                adjust::<S>(scores, keys, bias);
+            }
+            (part.state.largest.0[lane], part.state.sum.0[lane]) = weigh::<S>(scores, keys);
+            part.outputs[lane] = Some(added.wrapping_add(lane * length));
+        }
+        self.scratch.added[..block.len() * length / LANES].fill(Line::ZERO);
+        self.add_values::<S>(attended, &common, stored);
+        self.keep::<S>(block, chunk, &part);
+    }
+
+    /// Adds the weighted values of the keys that each row attends: those `common` to all rows
+    /// together, the others row by row, each row's in order.
+    #[inline(always)]
+    fn add_values<S: Simd>(
+        &mut self,
+        attended: &[Range<usize>],
+        common: &Range<usize>,
+        stored: &Stored<'_, E>,
+    ) {
+        // SAFETY: every key here is one that its rows attend.
+        unsafe {
+            if common.is_empty() {
+                for (row, keys) in attended.iter().enumerate() {
+                    self.add_to_rows::<S>(row..row + 1, keys.clone(), stored);
+                }
+                return;
+            }
+            for (row, keys) in attended.iter().enumerate() {
+                self.add_to_rows::<S>(row..row + 1, keys.start..common.start, stored);
+            }
+            self.add_to_rows::<S>(0..attended.len(), common.clone(), stored);
+            for (row, keys) in attended.iter().enumerate() {
+                self.add_to_rows::<S>(row..row + 1, common.end..keys.end, stored);
+            }
+        }
+    }
+
+    /// Adds the weighted values of `keys` to the outputs of rows of the block.
+    ///
+    /// # Safety
+    /// The rows attend the keys.
+    #[inline(always)]
+    unsafe fn add_to_rows<S: Simd>(
+        &mut self,
+        rows: Range<usize>,
+        keys: Range<usize>,
+        stored: &Stored<'_, E>,
+    ) {
+        if keys.is_empty() {
+            return;
+        }
+        let row_length = self.output_length();
+        let num_units = row_length / LANES;
+        let weights = self.scratch.weights[rows.start].as_ptr();
+        let outputs = self.scratch.added[rows.start * num_units..].as_mut_ptr().cast();
+        // SAFETY: the caller's promise; `prepare` made room for a block.
+        unsafe {
+            if stored.is_packed {
+                let values = Packed(self.scratch.values.as_ptr().cast());
+                let sums = Sums { weights, values, keys, num_units, outputs, row_length };
+                sums.add::<S>(rows.len());
+            } else {
+                let values = InPlace { rows: stored.values, next_keys: stored.next_keys };
+                let sums = Sums { weights, values, keys, num_units, outputs, row_length };
+                sums.add::<S>(rows.len());
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn bias(&self, row: usize, chunk: usize) -> Bias {
+        let (query, head) = self.query_and_head(row);
+        Bias {
+            softcap: self.step.params.softcap,
+            slope: self.step.params.alibi_slopes.map(|slopes| slopes[head]),
+            first_distance: (chunk * CHUNK) as f32 - query.position as f32,
+        }
+    }
+
+    /// Merges the state of a block over one chunk, or stores it.
+    #[inline(always)]
+    fn keep<S: Simd>(&mut self, block: &Range<usize>, chunk: usize, part: &Part) {
+        let length = self.output_length();
+        if self.is_final {
+            let outputs = self.scratch.outputs.as_mut_ptr().cast::<f32>();
+            let state = &mut self.scratch.states[block.start];
+            // SAFETY: there is room for all rows of the item, and of the block.
+            unsafe { merge::<S>(state, outputs.add(block.start * length), length, part) };
+            return;
+        }
+        for (lane, row) in
+            block.clone().enumerate().filter(|(lane, _)| part.outputs[*lane].is_some())
+        {
+            let (query, head) = self.query_and_head(row);
+            let stored = self.stored_state(query, head, chunk);
+            stored[0] = part.state.largest.0[lane];
+            stored[1] = part.state.sum.0[lane];
+            let added = self.scratch.added[lane * length / LANES..].iter();
+            for (numbers, line) in stored[STATE_HEADER..].chunks_exact_mut(LANES).zip(added) {
+                numbers.copy_from_slice(&line.0);
+            }
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! The two products of attention for a block of up to six rows (queries): scores, and sums of
+//! weighted values.
+//!
+//! Each number of a result is one chain of multiply-adds in order of its index (of dimensions for a
+//! score, of keys for an output), whatever the shape of the block: rows and vectors side by side
+//! only fill the registers.
+
+use std::ops::Range;
+
+use crate::element::Element;
+use crate::simd::{Kernel, LANES, Simd};
+
+/// Keys whose softmax is taken together, at absolute positions `[i * CHUNK, (i + 1) * CHUNK)`.
+pub(crate) const CHUNK: usize = 128;
+
+/// The largest block: with one vector per row, its sums fill the registers of AVX2.
+pub(crate) const MAX_ROWS: usize = 6;
+
+/// The largest block that instruction set S has registers for, of at most `num_rows`.
+#[inline(always)]
+pub(crate) const fn block_size<S: Simd>(num_rows: usize) -> usize {
+    match num_rows {
+        6.. if S::MAX_ROWS >= 6 => 6,
+        4.. if S::MAX_ROWS >= 4 => 4,
+        2.. => 2,
+        _ => 1,
+    }
+}
+
+/// Vectors of sums that each of `rows` rows may have in registers: 4, 2 or 1.
+const fn width(sums: usize, rows: usize) -> usize {
+    match sums / rows {
+        4.. => 4,
+        2.. => 2,
+        _ => 1,
+    }
+}
+
+/// Scores of some rows over panels of sixteen keys.
+#[derive(Clone)]
+pub(crate) struct Scores {
+    /// `[dim, rows]` numbers.
+    pub(crate) query: *const f32,
+    /// `[panels.end, dim, 16]` numbers.
+    pub(crate) keys: *const f32,
+    pub(crate) dim: usize,
+    pub(crate) panels: Range<usize>,
+    /// `[rows, CHUNK]`, of which those of the panels are written.
+    pub(crate) scores: *mut f32,
+}
+
+impl Scores {
+    /// Computes the scores of a block of `rows` rows (see [`block_size`]).
+    ///
+    /// # Safety
+    /// Pointers are as described, and the CPU has the instructions of S.
+    #[inline(always)]
+    pub(crate) unsafe fn compute<S: Simd>(self, rows: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match rows {
+                6 if S::MAX_ROWS >= 6 => S::run(ScoresOf::<6>(self)),
+                4 if S::MAX_ROWS >= 4 => S::run(ScoresOf::<4>(self)),
+                2 => S::run(ScoresOf::<2>(self)),
+                _ => S::run(ScoresOf::<1>(self)),
+            }
+        }
+    }
+}
+
+struct ScoresOf<const R: usize>(Scores);
+
+impl<const R: usize> Kernel for ScoresOf<R> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self(Scores { query, keys, dim, panels, scores }) = self;
+        let width = const { width(S::MAX_SUMS, R) };
+        let mut panel = panels.start;
+        // SAFETY: as `Scores::compute` was promised.
+        unsafe {
+            if width == 4 {
+                panel = wide_scores::<S, R, 4>(query, keys, dim, panel..panels.end, scores);
+            } else if width == 2 {
+                panel = wide_scores::<S, R, 2>(query, keys, dim, panel..panels.end, scores);
+            }
+            wide_scores::<S, R, 1>(query, keys, dim, panel..panels.end, scores);
+        }
+    }
+}
+
+/// Scores of `R` rows, `P` panels at a time while there are as many; returns the first panel left over.
+///
+/// # Safety
+/// As for [`Scores::compute`].
+#[inline(always)]
+unsafe fn wide_scores<S: Simd, const R: usize, const P: usize>(
+    query: *const f32,
+    keys: *const f32,
+    dim: usize,
+    panels: Range<usize>,
+    scores: *mut f32,
+) -> usize {
+    let mut panel = panels.start;
+    while panel + P <= panels.end {
+        let mut sums = [[S::splat(0.0); P]; R];
+        // SAFETY: dimensions, panels and rows stay below the counts that the caller vouches for.
+        unsafe {
+            let first = keys.add(panel * dim * LANES);
+            for index in 0..dim {
+                let mut key = [S::splat(0.0); P];
+                for (offset, key) in key.iter_mut().enumerate() {
+                    *key = S::load(first.add((offset * dim + index) * LANES));
+                }
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let query = S::splat(*query.add(index * R + row));
+                    for (sum, key) in sums.iter_mut().zip(key) {
+                        *sum = S::fma(query, key, *sum);
+                    }
+                }
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                for (offset, sum) in sums.iter().enumerate() {
+                    S::store(*sum, scores.add(row * CHUNK + (panel + offset) * LANES));
+                }
+            }
+        }
+        panel += P;
+    }
+    panel
+}
+
+/// Values of the keys of a chunk, in vectors of sixteen columns.
+pub(crate) trait Values: Copy {
+    /// Columns `16 * unit ..` of the value of `key`.
+    ///
+    /// # Safety
+    /// There are such.
+    unsafe fn vector<S: Simd>(self, key: usize, unit: usize) -> S::V;
+}
+
+/// Values widened and rearranged: `[unit, CHUNK, 16]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Packed(pub(crate) *const f32);
+
+impl Values for Packed {
+    #[inline(always)]
+    unsafe fn vector<S: Simd>(self, key: usize, unit: usize) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { S::load(self.0.add((unit * CHUNK + key) * LANES)) }
+    }
+}
+
+/// Values where they are stored: a pointer for each key. The keys of the next chunk are sent for on
+/// the way.
+#[derive(Clone, Copy)]
+pub(crate) struct InPlace<'a, E> {
+    pub(crate) rows: &'a [*const E; CHUNK],
+    pub(crate) next_keys: &'a [*const E; CHUNK],
+}
+
+impl<E: Element> Values for InPlace<'_, E> {
+    #[inline(always)]
+    unsafe fn vector<S: Simd>(self, key: usize, unit: usize) -> S::V {
+        // SAFETY: the caller's promise; a prefetch may name any address.
+        unsafe {
+            S::prefetch(self.next_keys.get_unchecked(key).wrapping_add(unit * LANES).cast());
+            E::load::<S>(self.rows.get_unchecked(key).add(unit * LANES))
+        }
+    }
+}
+
+/// Sums of weighted values of some rows, to which keys are added.
+#[derive(Clone)]
+pub(crate) struct Sums<T> {
+    /// `[rows, CHUNK]`
+    pub(crate) weights: *const f32,
+    pub(crate) values: T,
+    pub(crate) keys: Range<usize>,
+    /// Vectors of sixteen columns.
+    pub(crate) num_units: usize,
+    /// `[rows, row_length]`
+    pub(crate) outputs: *mut f32,
+    /// At least the columns of the units.
+    pub(crate) row_length: usize,
+}
+
+impl<T: Values> Sums<T> {
+    /// Adds `weight * value` of the keys, one after the other, to `rows` rows (see [`block_size`]).
+    ///
+    /// # Safety
+    /// `values` has the keys and units, pointers are as described, and the CPU has the instructions
+    /// of S.
+    #[inline(always)]
+    pub(crate) unsafe fn add<S: Simd>(self, rows: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match rows {
+                6 if S::MAX_ROWS >= 6 => S::run(SumsOf::<T, 6>(self)),
+                4 if S::MAX_ROWS >= 4 => S::run(SumsOf::<T, 4>(self)),
+                2 => S::run(SumsOf::<T, 2>(self)),
+                _ => S::run(SumsOf::<T, 1>(self)),
+            }
+        }
+    }
+}
+
+struct SumsOf<T, const R: usize>(Sums<T>);
+
+impl<T: Values, const R: usize> Kernel for SumsOf<T, R> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self(Sums { weights, values, keys, num_units, outputs, row_length }) = self;
+        let width = const { width(S::MAX_SUMS, R) };
+        let mut unit = 0;
+        // SAFETY: as `Sums::add` was promised.
+        unsafe {
+            if width == 4 {
+                let units = unit..num_units;
+                unit = add_wide::<S, T, R, 4>(weights, values, &keys, units, outputs, row_length);
+            } else if width == 2 {
+                let units = unit..num_units;
+                unit = add_wide::<S, T, R, 2>(weights, values, &keys, units, outputs, row_length);
+            }
+            let units = unit..num_units;
+            add_wide::<S, T, R, 1>(weights, values, &keys, units, outputs, row_length);
+        }
+    }
+}
+
+/// Adds to `R` rows, `U` units at a time while there are as many; returns the first unit left
+/// over.
+///
+/// # Safety
+/// As for [`Sums::add`].
+#[inline(always)]
+unsafe fn add_wide<S: Simd, T: Values, const R: usize, const U: usize>(
+    weights: *const f32,
+    values: T,
+    keys: &Range<usize>,
+    units: Range<usize>,
+    outputs: *mut f32,
+    row_length: usize,
+) -> usize {
+    let mut unit = units.start;
+    while unit + U <= units.end {
+        let mut sums = [[S::splat(0.0); U]; R];
+        // SAFETY: keys, units and rows stay below the counts that the caller vouches for.
+        unsafe {
+            for (row, sums) in sums.iter_mut().enumerate() {
+                for (offset, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::load(outputs.add(row * row_length + (unit + offset) * LANES));
+                }
+            }
+            for key in keys.clone() {
+                let mut value = [S::splat(0.0); U];
+                for (offset, value) in value.iter_mut().enumerate() {
+                    *value = values.vector::<S>(key, unit + offset);
+                }
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let weight = S::splat(*weights.add(row * CHUNK + key));
+                    for (sum, value) in sums.iter_mut().zip(value) {
+                        *sum = S::fma(weight, value, *sum);
+                    }
+                }
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                for (offset, sum) in sums.iter().enumerate() {
+                    S::store(*sum, outputs.add(row * row_length + (unit + offset) * LANES));
+                }
+            }
+        }
+        unit += U;
+    }
+    unit
+}

@@ -1,0 +1,192 @@
+//! NEON of 64-bit ARM: a vector is four registers of four lanes.
+
+use std::arch::aarch64::*;
+
+use half::{bf16, f16};
+
+use crate::element::Element;
+use crate::simd::{Kernel, RowPointers, Simd};
+
+/// The level. Only kernels dispatched to it use it.
+#[derive(Clone, Copy)]
+pub(crate) struct Neon;
+
+type V = [float32x4_t; 4];
+
+/// Instructions of this level, in its own methods.
+macro_rules! neon {
+    ($expression:expr) => {
+        // SAFETY: methods of a level run only where dispatch found its instructions; memory is the
+        // caller's promise.
+        unsafe { $expression }
+    };
+}
+
+/// One instruction on each register.
+macro_rules! each {
+    ($instruction:ident($($v:expr),+)) => {
+        neon!([
+            $instruction($($v[0]),+),
+            $instruction($($v[1]),+),
+            $instruction($($v[2]),+),
+            $instruction($($v[3]),+),
+        ])
+    };
+}
+
+// Not inlined: many small functions compile far sooner than one large one.
+#[inline(never)]
+#[target_feature(enable = "neon")]
+fn run(kernel: impl Kernel) {
+    kernel.run::<Neon>();
+}
+
+impl Simd for Neon {
+    type V = V;
+
+    const MAX_ROWS: usize = 6;
+    const MAX_SUMS: usize = 6;
+
+    #[inline(always)]
+    unsafe fn run(kernel: impl Kernel) {
+        neon!(run(kernel));
+    }
+
+    #[inline(always)]
+    fn splat(number: f32) -> V {
+        [neon!(vdupq_n_f32(number)); 4]
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> V {
+        neon!([
+            vld1q_f32(from),
+            vld1q_f32(from.add(4)),
+            vld1q_f32(from.add(8)),
+            vld1q_f32(from.add(12)),
+        ])
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> V {
+        let widen = |index: usize| {
+            neon!({
+                let words = vld1_u16(from.cast::<u16>().add(4 * index));
+                vreinterpretq_f32_u32(vshll_n_u16::<16>(words))
+            })
+        };
+        [widen(0), widen(1), widen(2), widen(3)]
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> V {
+        // The instruction's type is not stable in Rust; this conversion is made of others.
+        let mut numbers = [0.0; 16];
+        // SAFETY: the caller's promise, and sixteen numbers of its own.
+        unsafe {
+            f16::copy_widened(std::slice::from_raw_parts(from, 16), &mut numbers);
+            Self::load(numbers.as_ptr())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(v: V, to: *mut f32) {
+        for (index, register) in v.into_iter().enumerate() {
+            neon!(vst1q_f32(to.add(4 * index), register));
+        }
+    }
+
+    #[inline(always)]
+    fn fma(a: V, b: V, c: V) -> V {
+        each!(vfmaq_f32(c, a, b))
+    }
+
+    #[inline(always)]
+    fn add(a: V, b: V) -> V {
+        each!(vaddq_f32(a, b))
+    }
+
+    #[inline(always)]
+    fn sub(a: V, b: V) -> V {
+        each!(vsubq_f32(a, b))
+    }
+
+    #[inline(always)]
+    fn mul(a: V, b: V) -> V {
+        each!(vmulq_f32(a, b))
+    }
+
+    #[inline(always)]
+    fn div(a: V, b: V) -> V {
+        each!(vdivq_f32(a, b))
+    }
+
+    #[inline(always)]
+    fn max(a: V, b: V) -> V {
+        // Not vmaxq, which would keep a NaN.
+        let larger = each!(vcgtq_f32(a, b));
+        each!(vbslq_f32(larger, a, b))
+    }
+
+    #[inline(always)]
+    fn select_less(a: V, b: V, yes: V, no: V) -> V {
+        let less = each!(vcltq_f32(a, b));
+        each!(vbslq_f32(less, yes, no))
+    }
+
+    #[inline(always)]
+    fn copysign(a: V, b: V) -> V {
+        let sign = [neon!(vdupq_n_u32(1 << 31)); 4];
+        each!(vbslq_f32(sign, b, a))
+    }
+
+    #[inline(always)]
+    fn shift_to_exponent(a: V) -> V {
+        let shift = |register| {
+            neon!(vreinterpretq_f32_u32(vshlq_n_u32::<23>(vreinterpretq_u32_f32(register))))
+        };
+        [shift(a[0]), shift(a[1]), shift(a[2]), shift(a[3])]
+    }
+
+    #[inline(always)]
+    fn largest(v: V) -> f32 {
+        let larger = |a, b| neon!(vbslq_f32(vcgtq_f32(a, b), a, b));
+        let four = larger(larger(v[3], v[1]), larger(v[2], v[0]));
+        let two = larger(neon!(vextq_f32::<2>(four, four)), four);
+        let one = larger(neon!(vextq_f32::<1>(two, two)), two);
+        neon!(vgetq_lane_f32::<0>(one))
+    }
+
+    #[inline(always)]
+    fn sum(v: V) -> f32 {
+        neon!({
+            let four = vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3]));
+            let two = vaddq_f32(four, vextq_f32::<2>(four, four));
+            vgetq_lane_f32::<0>(vaddq_f32(two, vextq_f32::<1>(two, two)))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_f32(rows: &RowPointers<f32>, dim: usize, to: *mut f32) -> usize {
+        let done = dim / 4 * 4;
+        for column in (0..done).step_by(4) {
+            for first in [0, 4, 8, 12] {
+                neon!({
+                    let row = |index: usize| vld1q_f32(rows[first + index].add(column));
+                    let low = [vzip1q_f32(row(0), row(2)), vzip1q_f32(row(1), row(3))];
+                    let high = [vzip2q_f32(row(0), row(2)), vzip2q_f32(row(1), row(3))];
+                    let columns = [
+                        vzip1q_f32(low[0], low[1]),
+                        vzip2q_f32(low[0], low[1]),
+                        vzip1q_f32(high[0], high[1]),
+                        vzip2q_f32(high[0], high[1]),
+                    ];
+                    for (index, register) in columns.into_iter().enumerate() {
+                        vst1q_f32(to.add((column + index) * 16 + first), register);
+                    }
+                });
+            }
+        }
+        done
+    }
+}
