@@ -122,11 +122,16 @@ def test_one_warning_names_the_model_type_and_what_the_slow_path_means(tmp_path,
     assert "a batch is no faster" in warning
 
 
-def test_a_model_that_calls_the_interface_in_some_layers_only_runs_right(monkeypatch, tmp_path):
+@pytest.mark.parametrize("adds_mask", [False, True])
+def test_a_model_that_calls_the_interface_in_some_layers_only_runs_right(
+    adds_mask, monkeypatch, tmp_path
+):
     model = save_tiny_model("llama", tmp_path)
     prompts = random_prompts(PROMPT_LENGTHS)
     expected = generate_greedy(model, prompts, max_tokens=MAX_TOKENS)
-    monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", own_attention_in_layer_2())
+    monkeypatch.setattr(
+        modeling_llama.LlamaAttention, "forward", own_attention_in_layer_2(adds_mask=adds_mask)
+    )
     token_ids, _, groups = run_engine(
         tmp_path, "auto", prompts, kv_cache_memory_bytes=smallest_pool(tiny_model("llama"))
     )
@@ -134,8 +139,8 @@ def test_a_model_that_calls_the_interface_in_some_layers_only_runs_right(monkeyp
     assert len(groups) == 1
 
 
-def own_attention_in_layer_2():
-    """Llama's attention, by matrix products of its own in one layer."""
+def own_attention_in_layer_2(*, adds_mask):
+    """Llama's attention, by matrix products of its own in one layer, with transformers' mask or its own."""
     original = modeling_llama.LlamaAttention.forward
 
     def forward(
@@ -159,11 +164,36 @@ def own_attention_in_layer_2():
         causal = torch.ones(num_queries, num_keys).tril(num_keys - num_queries).bool()
         groups = query.shape[1] // key.shape[1]
         scores = query @ key.repeat_interleave(groups, 1).mT * self.scaling
-        weights = scores.masked_fill(~causal, -torch.inf).softmax(-1)
+        masked = scores + attention_mask if adds_mask else scores.masked_fill(~causal, -torch.inf)
+        weights = masked.softmax(-1)
         output = weights @ value.repeat_interleave(groups, 1)
         return self.o_proj(output.transpose(1, 2).flatten(2)), weights
 
     return forward
+
+
+def test_a_model_that_takes_neither_positions_nor_the_tokens_to_keep_runs_right(
+    monkeypatch, tmp_path
+):
+    model = save_tiny_model("llama", tmp_path)
+    prompts = random_prompts([30, 4])
+    expected = generate_greedy(model, prompts, max_tokens=MAX_TOKENS)
+    original = type(model).forward
+
+    def forward(self, input_ids, attention_mask=None, past_key_values=None, use_cache=None):
+        return original(
+            self,
+            input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    with llm_of(tmp_path, max_num_seqs=2, max_num_batched_tokens=16) as llm:
+        outputs = llm.generate(prompt_token_ids=prompts, sampling_params=greedy(), use_tqdm=False)
+        assert llm.llm_engine.parts.loaded.on_slow_path
+    assert [list(output.outputs[0].token_ids) for output in outputs] == expected
 
 
 class MixesNeighbours(nn.Module):

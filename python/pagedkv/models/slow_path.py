@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Tokens of a watched prompt: more than a few blocks; where the configuration names a window, enough to pass it, within
-# what runs in moments.
+# what runs in moments. A habit that only longer contexts wake is not seen.
 _TOKENS = 64
 _MOST_TOKENS = 512
 _BLOCK_SIZE = 4
@@ -65,7 +65,7 @@ def probe_slow_path(
             forward(prompt, cache=None, num_cached=0, keep=_all_of(prompt)) for prompt in prompts
         ]
         chunked = _run_in_chunks(forward, prompts, layers, model.dtype)
-    except UnsupportedModelError:
+    except (UnsupportedModelError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 (whatever a model's own code raises here says that it cannot run)
         _refuse(
