@@ -8,7 +8,14 @@ from torch import nn
 from transformers.models.llama import modeling_llama
 
 from models.crowded import MAX_TOKENS, PROMPT_LENGTHS, run_engine, smallest_pool
-from models.tiny import SLOW_PATH, generate_greedy, random_prompts, save_tiny_model, tiny_model
+from models.tiny import (
+    ADAPTED,
+    SLOW_PATH,
+    generate_greedy,
+    random_prompts,
+    save_tiny_model,
+    tiny_model,
+)
 from pagedkv import LLM, SamplingParams
 from pagedkv.attention import LayerCache
 from pagedkv.errors import UnsupportedModelError
@@ -16,9 +23,9 @@ from pagedkv.models import prepare_model
 from pagedkv.models.slow_path_cache import PagedCache
 
 VARIANTS = [
-    *((model_type, {}) for model_type in SLOW_PATH),
+    *((model_type, {}) for model_type in SLOW_PATH if model_type not in ADAPTED),
     ("falcon", {"alibi": True, "new_decoder_architecture": True, "num_kv_heads": 2}),
-    ("falcon", {"multi_query": False, "parallel_attn": False}),
+    ("falcon", {"alibi": True, "multi_query": False, "parallel_attn": False}),
 ]
 
 
@@ -75,7 +82,7 @@ def sum_of_logprobs(model, prompt, continuation):
 
 
 def test_a_prompt_that_shares_its_beginning_takes_it_from_the_prefix_cache(tmp_path):
-    model = save_tiny_model("falcon", tmp_path)
+    model = save_tiny_model("falcon", tmp_path, alibi=True)
     [shared, *ends] = random_prompts([40, 3, 5])
     prompts = [shared, *(shared + end for end in ends), shared]
     expected = generate_greedy(model, prompts, max_tokens=MAX_TOKENS)
@@ -90,7 +97,7 @@ def test_a_prompt_that_shares_its_beginning_takes_it_from_the_prefix_cache(tmp_p
 
 
 def test_a_row_that_fails_leaves_the_others_of_its_step_right(tmp_path):
-    model = save_tiny_model("gptj", tmp_path)
+    model = save_tiny_model("gpt_neo", tmp_path)
     prompts = random_prompts([9, 4, 7])
     expected = generate_greedy(model, prompts, max_tokens=MAX_TOKENS)
     with llm_of(tmp_path) as llm:
@@ -241,7 +248,7 @@ def test_a_model_that_looks_ahead_is_refused(monkeypatch):
 
 
 def test_a_layer_that_stores_nothing_is_refused_by_its_index():
-    model = tiny_model("falcon")
+    model = tiny_model("falcon", alibi=True)
     layer = model.transformer.h[1]
     original = layer.forward
     layer.forward = lambda *args, **kwargs: original(*args, **kwargs | {"layer_past": None})
@@ -250,7 +257,7 @@ def test_a_layer_that_stores_nothing_is_refused_by_its_index():
 
 
 def test_a_model_that_ignores_the_cache_is_refused():
-    model = tiny_model("gptj")
+    model = tiny_model("gpt_neo")
     original = model.transformer.forward
     model.transformer.forward = lambda ids, **kwargs: original(
         ids, **kwargs | {"past_key_values": None, "use_cache": False}
@@ -260,7 +267,7 @@ def test_a_model_that_ignores_the_cache_is_refused():
 
 
 def test_a_model_that_asks_for_a_cache_of_its_own_is_refused_with_its_error():
-    model = tiny_model("gptj")
+    model = tiny_model("gpt_neo")
     original = model.transformer.forward
 
     def forward(ids, *, past_key_values=None, **kwargs):

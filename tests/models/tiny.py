@@ -189,6 +189,9 @@ SLOW_PATH: dict[str, dict[str, Any]] = {
     },
 }
 
+# Those of them that an adapter brings to the fast path.
+ADAPTED = ["codegen", "falcon", "gpt_neox_japanese", "gptj"]
+
 
 def with_wider_windows(model_type: str, *, window: int, chunk: int) -> dict[str, Any]:
     """Overrides that widen the windows of an architecture, if it has any."""

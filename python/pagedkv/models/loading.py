@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from pagedkv.attention.interface import PROBE_NAME, RUNTIME_NAME, SHAPE_PROBE_NAME
 from pagedkv.errors import ModelLoadError, UnsupportedModelError
+from pagedkv.models.adapters import adapt_attention, restore_attention, use_implementation
 from pagedkv.models.checks import check_config
 from pagedkv.models.context_length import resolve_max_model_len
 from pagedkv.models.experts import use_padded_experts
@@ -293,13 +295,15 @@ def _choose_path(
         UnsupportedModelError: Neither way gives what the model is meant to compute.
     """
     model_type = str(model.config.model_type)
-    _set_attention(model, PROBE_NAME)
+    set_attention = partial(use_implementation if adapt_attention(model) else _set_attention, model)
+    set_attention(PROBE_NAME)
     try:
         probed, batch_invariant = _probe_model(
             model, max_model_len=max_model_len, fuse_projections=fuse_projections
         )
     except NotOnFastPathError as error:
-        _set_attention(model, OWN_ATTENTION)
+        set_attention(OWN_ATTENTION)
+        restore_attention(model)
         layers, num_logits = probe_slow_path(
             model, vocab_size=_num_embeddings(model), max_model_len=max_model_len
         )
@@ -311,7 +315,7 @@ def _choose_path(
             error.reason,
         )
         return _Path(layers=layers, num_logits=num_logits, batch_invariant=False, is_slow=True)
-    _set_attention(model, RUNTIME_NAME)
+    set_attention(RUNTIME_NAME)
     if not batch_invariant:
         logger.info(
             "on this machine the last bits of a result of %r can depend on what else is in the batch",
