@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 from transformers.models.gptj.modeling_gptj import GPTJAttention
 
 from models.crowded import MAX_TOKENS, PROMPT_LENGTHS, run_engine, smallest_pool
@@ -57,8 +58,10 @@ def test_a_model_that_still_misses_the_fast_path_gets_its_own_attention_back():
 
 
 @pytest.mark.parametrize("model_type", ADAPTED)
-def test_queries_and_keys_have_the_dtype_of_values_in_16_bits(model_type):
-    model = tiny_model(model_type, dtype=torch.bfloat16)
+def test_queries_and_keys_have_the_dtype_of_values_in_16_bits(model_type, tmp_path):
+    save_tiny_model(model_type, tmp_path)
+    # Loaded, not converted: loading leaves rotary tables in float32.
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert adapt_attention(model)
     use_implementation(model, PROBE_NAME)
     dtypes = []
