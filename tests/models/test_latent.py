@@ -118,6 +118,7 @@ def test_16_bit_latents_stay_close_to_float32(dtype):
         prepare(tiny_model("deepseek_v3", initializer_range=0.05), latent=True), backend="torch"
     ).generate(prompts, max_tokens=1)[1][0][0]
     half = prepare(tiny_model("deepseek_v3", initializer_range=0.05, dtype=dtype), latent=True)
+    assert all(layer.is_latent for layer in half.geometry.layers)
     actual = NaiveEngine(half, backend="torch").generate(prompts, max_tokens=1)[1][0][0]
     assert (actual - expected).abs().max() < 0.1 * expected.abs().max()
 

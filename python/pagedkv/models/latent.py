@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SIZES = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-# Tokens of the check; a quarter of them is run again alone.
+# Tokens of the check.
 _NUM_CHECKED = 16
-# Of the largest number compared, by the size of the dtype in bytes.
+# Of the largest number compared, by the size of the weight's dtype in bytes.
 _TOLERANCE = {2: 0.05, 4: 1e-4, 8: 1e-9}
 
 
@@ -120,8 +120,13 @@ class LatentAttention:
             own = torch.cat([latent, rotated], dim=-1).float()
             # A token's own value, as each head would read it.
             mixed = latent.expand(-1, weight.shape[0], -1, -1).transpose(1, 2)
-            return _agree(absorbed.float() @ own.transpose(2, 3), scores) and _agree(
-                self.expand(mixed).transpose(1, 2), value
+            tolerance = _TOLERANCE[weight.dtype.itemsize]
+            return all(
+                _agree(actual, expected, tolerance)
+                for actual, expected in (
+                    (absorbed.float() @ own.transpose(2, 3), scores),
+                    (self.expand(mixed).transpose(1, 2), value),
+                )
             )
         except (RuntimeError, TypeError, ValueError) as error:
             logger.debug("not the shapes of latent attention: %s", error)
@@ -154,9 +159,9 @@ def _product(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return rows @ weights
 
 
-def _agree(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+def _agree(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
     if actual.shape != expected.shape:
         return False
     largest = expected.float().abs().max()
     difference = (actual.float() - expected.float()).abs().max()
-    return bool(difference <= _TOLERANCE[expected.dtype.itemsize] * largest)
+    return bool(difference <= tolerance * largest)
