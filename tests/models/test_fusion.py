@@ -212,11 +212,11 @@ def test_a_fusion_that_changes_the_result_is_taken_back(block, rows):
     fused = fuse_if_equal(
         block,
         find(block, rows),
+        True,
         run,
         first,
         input_ids=positions,
         positions=positions,
-        must_equal_bits=False,
         must_be_invariant=False,
     )
     assert fused is None

@@ -131,31 +131,35 @@ def choose_siblings(
 
 def fuse_if_equal(
     model: nn.Module,
-    groups: Sequence[Siblings],
+    found: Sequence[Siblings],
+    choice: FusionChoice,
     run: Probe,
     first: ProbeResult,
     *,
     input_ids: torch.Tensor,
     positions: torch.Tensor,
-    must_equal_bits: bool,
     must_be_invariant: bool,
 ) -> FusedProjections | None:
-    """Fuses siblings, runs the probe again, and takes the fusion back if the result is another.
+    """Fuses the siblings to be fused, runs the probe again, and takes the fusion back if the result is another.
 
     Args:
         model: Changed in place.
-        groups: What to fuse.
+        found: The siblings to choose from.
+        choice: Which to fuse, see `choose_siblings`. ``auto`` accepts equal bits alone, True a result that agrees up to
+            rounding.
         run: Runs the probe.
         first: The result of ``input_ids`` at ``positions`` before.
         input_ids: [T].
         positions: [T].
-        must_equal_bits: Accept equal bits alone rather than a result that agrees up to rounding.
         must_be_invariant: Accept only rows whose bits do not depend on the other rows.
     """
+    groups = choose_siblings(found, choice, input_ids.device)
+    if not groups:
+        return None
     fused = FusedProjections(model, groups)
     try:
         again = run(input_ids, positions)
-        is_same = results_agree(first, again, in_bits=must_equal_bits) and (
+        is_same = results_agree(first, again, in_bits=choice == "auto") and (
             not must_be_invariant
             or is_batch_invariant(run, again, input_ids=input_ids, positions=positions)
         )

@@ -19,7 +19,7 @@ from pagedkv.models.checks import check_config
 from pagedkv.models.context_length import resolve_max_model_len
 from pagedkv.models.experts import use_padded_experts
 from pagedkv.models.files import check_model_files, resolve_model_folder
-from pagedkv.models.fusion import FusionChoice, choose_siblings, fuse_if_equal, watch_linears
+from pagedkv.models.fusion import FusionChoice, fuse_if_equal, watch_linears
 from pagedkv.models.geometry import KvGeometry, plan_geometry
 from pagedkv.models.latent import use_latent_attention
 from pagedkv.models.probe import NotOnFastPathError, ProbeResult, check_layer_count, probe
@@ -365,18 +365,16 @@ def _probe_model(
         max_model_len=max_model_len,
     )
     invariant = is_batch_invariant(run_rows, first, input_ids=input_ids, positions=positions)
-    found = calls.siblings(model, num_rows=num_tokens)
-    if groups := choose_siblings(found, fuse_projections, model.device):
-        fuse_if_equal(
-            model,
-            groups,
-            run_rows,
-            first,
-            input_ids=input_ids,
-            positions=positions,
-            must_equal_bits=fuse_projections == "auto",
-            must_be_invariant=invariant,
-        )
+    fuse_if_equal(
+        model,
+        calls.siblings(model, num_rows=num_tokens),
+        fuse_projections,
+        run_rows,
+        first,
+        input_ids=input_ids,
+        positions=positions,
+        must_be_invariant=invariant,
+    )
     return first, invariant
 
 
