@@ -1,6 +1,6 @@
 """The hook into transformers: how a model's attention calls reach a backend, and how a model is watched while probed.
 
-Together with models/rope.py and models/loading.py, this file holds every touch point with transformers that may change
+Together with the modules of models/ that import transformers, this file holds every touch point with it that may change
 between its versions.
 
 Three names are registered. ``pagedkv`` has an attention function and no mask function: transformers then builds no masks

@@ -5,27 +5,22 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
-from pagedkv.attention.interface import PROBE_NAME, RUNTIME_NAME, SHAPE_PROBE_NAME
+from pagedkv.attention.interface import SHAPE_PROBE_NAME
 from pagedkv.errors import ModelLoadError, UnsupportedModelError
-from pagedkv.models.adapters import adapt_attention, restore_attention, use_implementation
 from pagedkv.models.checks import check_config
 from pagedkv.models.context_length import resolve_max_model_len
 from pagedkv.models.experts import use_padded_experts
 from pagedkv.models.files import check_model_files, resolve_model_folder
-from pagedkv.models.fusion import FusionChoice, fuse_if_equal, watch_linears
 from pagedkv.models.geometry import KvGeometry, plan_geometry
 from pagedkv.models.latent import use_latent_attention
-from pagedkv.models.probe import NotOnFastPathError, ProbeResult, check_layer_count, probe
+from pagedkv.models.path import OWN_ATTENTION, choose_path, num_embeddings, num_hidden_layers
+from pagedkv.models.probe import NotOnFastPathError, check_layer_count, probe
 from pagedkv.models.rope import freeze_rope
-from pagedkv.models.rows import check_rows_independent, is_batch_invariant
-from pagedkv.models.slow_path import probe_slow_path
 from pagedkv.models.surgery import exchange_activations
 
 if TYPE_CHECKING:
@@ -33,15 +28,9 @@ if TYPE_CHECKING:
 
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from pagedkv.models.probe import ProbedLayer
+    from pagedkv.models.fusion import FusionChoice
 
 logger = logging.getLogger(__name__)
-
-# Tokens of a probe: few, and a number of rows whose quarter is padded like a batch.
-_PROBE_TOKENS = 16
-
-# The attention that every model brings: it is loaded with it and keeps it on the slow path.
-OWN_ATTENTION = "eager"
 
 _DTYPES = {
     "float32": torch.float32,
@@ -162,7 +151,7 @@ def prepare_model(
         exchange_activations(model)
     if latent_kv_cache:
         use_latent_attention(model)
-    path = _choose_path(model, max_model_len=max_model_len, fuse_projections=fuse_projections)
+    path = choose_path(model, max_model_len=max_model_len, fuse_projections=fuse_projections)
     return LoadedModel(
         model=model,
         folder=folder,
@@ -170,23 +159,13 @@ def prepare_model(
         geometry=plan_geometry(path.layers, max_model_len=max_model_len),
         max_model_len=max_model_len,
         context_length=resolve_max_model_len(config, None),
-        vocab_size=min(_num_embeddings(model), path.num_logits),
+        vocab_size=min(num_embeddings(model), path.num_logits),
         eos_token_ids=_eos_token_ids(model),
         dtype=model.dtype,
         device=model.device,
         batch_invariant=path.batch_invariant,
         on_slow_path=path.is_slow,
     )
-
-
-def _set_attention(model: PreTrainedModel, name: str) -> None:
-    """Without transformers' warning where the model has no choice: the probe sees that, and says what it leads to."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        model.set_attn_implementation(name)
-    finally:
-        transformers_logging.set_verbosity(verbosity)
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
@@ -267,125 +246,13 @@ def _probe_shapes(config: PretrainedConfig, *, trust_remote_code: bool) -> None:
                 max_model_len=4,
                 with_masks=False,
             )
-        check_layer_count(str(config.model_type), result.layers, _num_hidden_layers(config))
+        check_layer_count(str(config.model_type), result.layers, num_hidden_layers(config))
     except NotOnFastPathError as error:
         logger.debug("no fast path by a probe without weights: %s", error)
     except UnsupportedModelError:
         raise
     except Exception as error:  # noqa: BLE001 (any failure here only means that the real probe decides)
         logger.debug("no probe without weights: %s: %s", type(error).__name__, error)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Path:
-    """How a model runs: its layers, logits per token, and what `LoadedModel` says of them."""
-
-    layers: list[ProbedLayer]
-    num_logits: int
-    batch_invariant: bool
-    is_slow: bool
-
-
-def _choose_path(
-    model: PreTrainedModel, *, max_model_len: int, fuse_projections: FusionChoice
-) -> _Path:
-    """Sets the model's attention to the backends, or to its own where they cannot stand in for it.
-
-    Raises:
-        UnsupportedModelError: Neither way gives what the model is meant to compute.
-    """
-    model_type = str(model.config.model_type)
-    set_attention = partial(use_implementation if adapt_attention(model) else _set_attention, model)
-    set_attention(PROBE_NAME)
-    try:
-        probed, batch_invariant = _probe_model(
-            model, max_model_len=max_model_len, fuse_projections=fuse_projections
-        )
-    except NotOnFastPathError as error:
-        set_attention(OWN_ATTENTION)
-        restore_attention(model)
-        layers, num_logits = probe_slow_path(
-            model, vocab_size=_num_embeddings(model), max_model_len=max_model_len
-        )
-        logger.warning(
-            "model type %r runs on the slow path, because %s: each sequence of a step takes a forward "
-            "pass of its own, in the model's own attention code; the results are the same, but a "
-            "batch is no faster than its sequences one by one",
-            model_type,
-            error.reason,
-        )
-        return _Path(layers=layers, num_logits=num_logits, batch_invariant=False, is_slow=True)
-    set_attention(RUNTIME_NAME)
-    if not batch_invariant:
-        logger.info(
-            "on this machine the last bits of a result of %r can depend on what else is in the batch",
-            model_type,
-        )
-    return _Path(
-        layers=list(probed.layers.values()),
-        num_logits=probed.logits.shape[1],
-        batch_invariant=batch_invariant,
-        is_slow=False,
-    )
-
-
-def _probe_model(
-    model: PreTrainedModel, *, max_model_len: int, fuse_projections: FusionChoice
-) -> tuple[ProbeResult, bool]:
-    """Watches and checks the model; fuses its sibling projections on the way."""
-    model_type = str(model.config.model_type)
-    num_tokens = min(_PROBE_TOKENS, max_model_len)
-    # Spread over the vocabulary.
-    stride = max(1, _num_embeddings(model) // _PROBE_TOKENS)
-    input_ids = torch.arange(num_tokens, device=model.device) * stride % _num_embeddings(model)
-    positions = torch.arange(num_tokens, device=model.device)
-
-    def run(ids: torch.Tensor, at: torch.Tensor, *, with_masks: bool) -> ProbeResult:
-        return probe(
-            model,
-            input_ids=ids,
-            positions=at,
-            model_type=model_type,
-            max_model_len=max_model_len,
-            with_masks=with_masks,
-        )
-
-    def run_rows(ids: torch.Tensor, at: torch.Tensor) -> ProbeResult:
-        return run(ids, at, with_masks=False)
-
-    with watch_linears(model) as calls:
-        first = run(input_ids, positions, with_masks=True)
-    check_layer_count(model_type, first.layers, _num_hidden_layers(model.config))
-    check_rows_independent(
-        run_rows,
-        first,
-        input_ids=input_ids,
-        positions=positions,
-        model_type=model_type,
-        max_model_len=max_model_len,
-    )
-    invariant = is_batch_invariant(run_rows, first, input_ids=input_ids, positions=positions)
-    fuse_if_equal(
-        model,
-        calls.siblings(model, num_rows=num_tokens),
-        fuse_projections,
-        run_rows,
-        first,
-        input_ids=input_ids,
-        positions=positions,
-        must_be_invariant=invariant,
-    )
-    return first, invariant
-
-
-def _num_hidden_layers(config: PretrainedConfig) -> int | None:
-    count = getattr(config, "num_hidden_layers", None)
-    return count if isinstance(count, int) else None
-
-
-def _num_embeddings(model: PreTrainedModel) -> int:
-    embedding: Any = model.get_input_embeddings()
-    return int(embedding.weight.shape[0])
 
 
 def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
