@@ -1,10 +1,13 @@
 """Fused sibling projections give the result of separate ones, hold nothing after a forward pass, and can be undone."""
 
 import gc
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models.naive_engine import NaiveEngine
@@ -13,6 +16,7 @@ from pagedkv.models import prepare_model
 from pagedkv.models.fusion import (
     FusedProjections,
     SiblingLinear,
+    Siblings,
     choose_siblings,
     fuse_if_equal,
     watch_linears,
@@ -143,6 +147,30 @@ def test_the_weights_before_are_freed_group_by_group(block, rows):
     groups = find(block, rows)
     FusedProjections(block, groups)
     assert gone() is None
+
+
+def resident_file_bytes():
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssFile:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@torch.inference_mode()
+def test_pages_of_a_mapped_checkpoint_are_not_kept_beside_their_copy(tmp_path):
+    numel = 1 << 21
+    save_file({name: torch.randn(numel) for name in ("left", "right")}, tmp_path / "weights")
+    weights = load_file(tmp_path / "weights")
+    model = nn.ModuleDict({name: nn.Linear(2048, 1024, bias=False) for name in weights})
+    for name, weight in weights.items():
+        model[name].weight = nn.Parameter(weight.view(1024, 2048), requires_grad=False)
+    sums = {name: weight.sum() for name, weight in weights.items()}
+    before = resident_file_bytes()
+    FusedProjections(model, [Siblings(parent=model, names=("left", "right"))])
+    assert resident_file_bytes() < before - 0.8 * 2 * numel * 4
+    # They are only out of memory, not lost.
+    assert all(torch.equal(weight.sum(), sums[name]) for name, weight in weights.items())
 
 
 @torch.inference_mode()

@@ -8,7 +8,10 @@ called with the very same tensor, takes its columns, and called with any other t
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import mmap
+import sys
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +36,9 @@ FusionChoice = bool | Literal["auto"]
 # The most numbers in a shared weight that gained by it (benches/RESULTS.md): what is saved is the start of a product,
 # which counts when threads must be woken for it and the product is short.
 _MAX_AUTO_NUMEL = 1 << 17
+
+# Linux: drop pages from memory, after writing back what differs from the file; whoever reads them gets them again.
+_MADV_PAGEOUT = 21
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,7 +287,24 @@ def _fuse(siblings: Siblings) -> SharedProduct:
     for place, (name, linear) in enumerate(zip(siblings.names, linears, strict=True)):
         setattr(siblings.parent, name, SiblingLinear(product, linear, place=place, start=start))
         start += linear.out_features
+        _release_pages(linear.weight)
     return product
+
+
+def _release_pages(weight: torch.Tensor) -> None:
+    """Lets go of the pages of a weight that nobody reads any more, where it is a part of a mapped checkpoint.
+
+    Any other memory goes with its tensor. This is advice: where it is refused, memory stays resident until it is needed.
+    """
+    is_mapped = weight.device.type == "cpu" and not weight.untyped_storage().resizable()
+    if sys.platform != "linux" or not is_mapped or not weight.is_contiguous():
+        return
+    start = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    num_bytes = (weight.data_ptr() + weight.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
+    if num_bytes > 0:
+        ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(start), ctypes.c_size_t(num_bytes), ctypes.c_int(_MADV_PAGEOUT)
+        )
 
 
 def _separate(sibling: nn.Linear) -> nn.Linear:
