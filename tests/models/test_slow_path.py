@@ -41,7 +41,7 @@ def llm_of(folder, **settings):
 
 
 @pytest.mark.parametrize(("model_type", "overrides"), VARIANTS)
-def test_ids_equal_those_of_generate_under_preemption(model_type, overrides, tmp_path):
+def test_ids_equal_those_of_generate_under_preemption(model_type, overrides, tmp_path, caplog):
     model = save_tiny_model(model_type, tmp_path, **overrides)
     prompts = random_prompts(PROMPT_LENGTHS)
     expected = generate_greedy(model, prompts, max_tokens=MAX_TOKENS)
@@ -50,6 +50,7 @@ def test_ids_equal_those_of_generate_under_preemption(model_type, overrides, tmp
     )
     assert token_ids == expected
     assert stats["num_preemptions"] > 0
+    assert f"{model_type!r} runs on the slow path" in caplog.text
     assert [group.kind for group in groups] == ["full"]
 
 
