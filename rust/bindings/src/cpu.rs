@@ -3,7 +3,8 @@
 
 use numpy::{PyReadonlyArrayDyn, PyUntypedArray};
 use pagedkv_cpu::{
-    Activation, AttentionParams, Element, Isa, Mask, NoiseRow, PagedKv, StepRows, bf16, f16,
+    Activation, AttentionParams, Element, Isa, Mask, NoiseRow, PagedKv, RmsNorm, StepRows, bf16,
+    f16,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -207,6 +208,69 @@ fn parse_mask(mask: &str, window: Option<usize>) -> PyResult<Mask> {
             "mask must be 'full', 'sliding' or 'chunked', got '{mask}'"
         ))),
     }
+}
+
+/// `numbers` times the transpose of `weight`, plus `bias`.
+#[pyfunction]
+#[pyo3(signature = (numbers, weight, bias, output, *, dtype))]
+pub(crate) fn linear<'py>(
+    numbers: Array<'_, 'py>,
+    weight: Array<'_, 'py>,
+    bias: Option<Array<'_, 'py>>,
+    output: Array<'_, 'py>,
+    dtype: &str,
+) -> PyResult<()> {
+    for_dtype!(dtype, multiply(numbers, weight, bias, output))
+}
+
+fn multiply<E: Stored>(
+    numbers: Array<'_, '_>,
+    weight: Array<'_, '_>,
+    bias: Option<Array<'_, '_>>,
+    output: Array<'_, '_>,
+) -> PyResult<()> {
+    let py = numbers.py();
+    let numbers = borrow::<E::Carrier>("numbers", numbers)?;
+    let weight = borrow::<E::Carrier>("weight", weight)?;
+    let bias = bias.map(|bias| borrow::<E::Carrier>("bias", bias)).transpose()?;
+    let mut output = borrow_mut::<E::Carrier>("output", output)?;
+    let numbers = view::<_, E, 2>("numbers", &numbers)?;
+    let weight = view::<_, E, 2>("weight", &weight)?;
+    let bias = bias.as_ref().map(|bias| view::<_, E, 1>("bias", bias)).transpose()?;
+    let mut output = view_mut::<_, E, 2>("output", &mut output)?;
+    py.detach(|| pagedkv_cpu::linear(numbers, weight, bias, &mut output)).map_err(value_error)
+}
+
+/// Each row divided by its root mean square, times a weight.
+#[pyfunction]
+#[pyo3(signature = (numbers, weight, output, *, epsilon, weight_offset, rounds_twice, dtype))]
+pub(crate) fn rms_norm<'py>(
+    numbers: Array<'_, 'py>,
+    weight: Array<'_, 'py>,
+    output: Array<'_, 'py>,
+    epsilon: f32,
+    weight_offset: f32,
+    rounds_twice: bool,
+    dtype: &str,
+) -> PyResult<()> {
+    let norm = RmsNorm { epsilon, weight_offset, rounds_twice };
+    for_dtype!(dtype, normalise(norm, numbers, weight, output))
+}
+
+fn normalise<E: Stored>(
+    norm: RmsNorm,
+    numbers: Array<'_, '_>,
+    weight: Array<'_, '_>,
+    output: Array<'_, '_>,
+) -> PyResult<()> {
+    let py = numbers.py();
+    let numbers = borrow::<E::Carrier>("numbers", numbers)?;
+    let weight = borrow::<E::Carrier>("weight", weight)?;
+    let mut output = borrow_mut::<E::Carrier>("output", output)?;
+    let numbers = view::<_, E, 2>("numbers", &numbers)?;
+    let weight = view::<_, E, 1>("weight", &weight)?;
+    let mut output = view_mut::<_, E, 2>("output", &mut output)?;
+    py.detach(|| pagedkv_cpu::rms_norm(norm, numbers, weight, &mut output)).map_err(value_error)
 }
 
 /// `x / (1 + e^-x)` of each number.

@@ -20,8 +20,8 @@ mod _core {
     use crate::buffers::StepBuffers;
     #[pymodule_export]
     use crate::cpu::{
-        copy_blocks, cpu_isa, gelu, gelu_tanh, gumbel_noise, kv_write, num_threads,
-        paged_attention, set_cpu_isa, set_num_threads, silu,
+        copy_blocks, cpu_isa, gelu, gelu_tanh, gumbel_noise, kv_write, linear, num_threads,
+        paged_attention, rms_norm, set_cpu_isa, set_num_threads, silu,
     };
     #[pymodule_export]
     use crate::kv_cache::{KvCacheManager, SequenceHandle};

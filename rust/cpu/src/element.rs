@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::isa::Isa;
 use crate::item::{Step, run_items};
 use crate::simd::{RowPointers, Simd};
+use crate::view::View;
 
 /// A format in which keys, values and activations are stored.
 pub trait Element: Copy + Send + Sync + 'static {
@@ -33,6 +34,13 @@ pub trait Element: Copy + Send + Sync + 'static {
     #[doc(hidden)]
     fn run_items(step: Step<'_, Self>, isa: Isa) -> Result<(), Error>;
 
+    /// `view` itself if its elements are f32.
+    #[doc(hidden)]
+    fn as_f32<const N: usize>(view: View<'_, Self, N>) -> Option<View<'_, f32, N>> {
+        let _ = view;
+        None
+    }
+
     /// Rounds `numbers` to the nearest, ties to even, into `row`, which is as long.
     fn narrow(numbers: &[f32], row: &mut [Self]);
 }
@@ -59,6 +67,10 @@ impl Element for f32 {
 
     fn run_items(step: Step<'_, Self>, isa: Isa) -> Result<(), Error> {
         run_items(step, isa)
+    }
+
+    fn as_f32<const N: usize>(view: View<'_, Self, N>) -> Option<View<'_, f32, N>> {
+        Some(view)
     }
 
     #[inline(always)]

@@ -1,4 +1,5 @@
-//! CPU kernels of pagedkv: attention over paged keys and values, writes to them, activations, noise.
+//! CPU kernels of pagedkv: attention over paged keys and values, writes to them, linear
+//! layers, norms, activations, noise.
 //!
 //! One rule shapes every kernel: **a result depends on its own inputs only.** Not on what else is
 //! in the batch, how a prompt was cut into chunks, the block size, the number of threads, or who
@@ -21,8 +22,10 @@ mod element;
 mod error;
 mod isa;
 mod item;
+mod linear;
 mod mask;
 mod math;
+mod norm;
 mod pack;
 mod philox;
 mod plan;
@@ -41,7 +44,9 @@ pub use element::Element;
 pub use error::Error;
 pub use half::{bf16, f16};
 pub use isa::{ISA_VARIABLE, Isa};
+pub use linear::linear;
 pub use mask::Mask;
+pub use norm::{RmsNorm, rms_norm};
 pub use philox::{NoiseRow, gumbel_noise, philox4x32_10};
 pub use threads::{num_threads, set_num_threads};
 pub use view::{View, ViewMut, row_major};

@@ -95,6 +95,12 @@ impl<'a, E, const N: usize> View<'a, E, N> {
         self.shape
     }
 
+    /// Elements from one index of a dimension to the next.
+    #[inline]
+    pub(crate) fn strides(&self) -> [usize; N] {
+        self.strides
+    }
+
     /// The elements from `index` to the end of its row.
     #[inline(always)]
     pub fn run(&self, index: [usize; N]) -> &'a [E] {
@@ -214,6 +220,21 @@ impl<'a, E, const N: usize> ViewMut<'a, E, N> {
         unsafe {
             std::slice::from_raw_parts_mut(self.start.add(offset), self.shape[N - 1] - index[N - 1])
         }
+    }
+
+    /// `length` elements from `index` on, for threads that write different parts of a row.
+    ///
+    /// # Safety
+    /// No other live slice covers any of these elements.
+    #[inline]
+    #[expect(clippy::mut_from_ref, reason = "parts are disjoint, which the caller promises")]
+    pub(crate) unsafe fn part_shared(&self, index: [usize; N], length: usize) -> &mut [E] {
+        let offset = checked_offset(index, self.shape, self.strides);
+        assert!(length <= self.shape[N - 1] - index[N - 1], "part outside the row");
+        // SAFETY: the asserted elements are in the shape, rows are contiguous, the constructor's
+        // caller vouched for every element in the shape, and this function's caller for exclusive
+        // use.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(offset), length) }
     }
 }
 
