@@ -23,8 +23,10 @@ __all__ = [
     "gelu_tanh",
     "gumbel_noise",
     "kv_write",
+    "linear",
     "num_threads",
     "paged_attention",
+    "rms_norm",
     "set_num_threads",
     "silu",
 ]
@@ -260,6 +262,51 @@ def paged_attention(
     Raises:
         TypeError: an array of another dtype.
         ValueError: sizes that do not fit, or a row, length or table entry out of bounds; nothing is written.
+        RuntimeError: another call is writing one of the arrays.
+    """
+
+def linear(
+    numbers: _Stored, weight: _Stored, bias: _Stored | None, output: _Stored, *, dtype: _DType
+) -> None:
+    """``numbers`` times the transpose of ``weight``, plus ``bias``; a row's bits do not depend on the other rows.
+
+    Args:
+        numbers: [rows, inputs], rows contiguous.
+        weight: [outputs, inputs], rows contiguous.
+        bias: [outputs], or None.
+        output: [rows, outputs], written.
+        dtype: Format of all; summed in float32.
+
+    Raises:
+        TypeError: an array of another dtype.
+        ValueError: shapes that do not fit; nothing is written.
+        RuntimeError: another call is writing one of the arrays.
+    """
+
+def rms_norm(
+    numbers: _Stored,
+    weight: _Stored,
+    output: _Stored,
+    *,
+    epsilon: float,
+    weight_offset: float,
+    rounds_twice: bool,
+    dtype: _DType,
+) -> None:
+    """Each row divided by its root mean square, times a weight (arXiv 1910.07467).
+
+    Args:
+        numbers: [rows, columns], rows contiguous.
+        weight: [columns].
+        output: [rows, columns], written.
+        epsilon: Added to the mean of the squares.
+        weight_offset: Added to every weight.
+        rounds_twice: Round to ``dtype`` before the weight is applied, as well as after.
+        dtype: Format of all; computed in float32.
+
+    Raises:
+        TypeError: an array of another dtype.
+        ValueError: shapes that do not fit; nothing is written.
         RuntimeError: another call is writing one of the arrays.
     """
 

@@ -67,6 +67,8 @@ class EngineConfig:
         dtype: of weights, keys and values; "auto" for the checkpoint's own.
         device: "auto" takes a GPU where there is one.
         attention_backend: "auto", "cpu" or "torch".
+        cpu_kernels: on a CPU, compute linear layers, norms and activations in kernels made for few rows; False leaves them
+            to torch.
         trust_remote_code: run Python code that the model brings.
         fuse_projections: run projections of the same tensor, such as query, key and value, as one matrix product; "auto"
             for those that gain by it and give the same bits.
@@ -100,6 +102,7 @@ class EngineConfig:
     dtype: str | torch.dtype = "auto"
     device: str | torch.device = "auto"
     attention_backend: str = "auto"
+    cpu_kernels: bool = True
     trust_remote_code: bool = False
     fuse_projections: bool | Literal["auto"] = "auto"
     latent_kv_cache: bool = True
@@ -201,7 +204,13 @@ _TYPES: tuple[tuple[str, Callable[[object], bool], tuple[str, ...]], ...] = (
     (
         "True or False",
         lambda value: isinstance(value, bool),
-        ("skip_tokenizer_init", "trust_remote_code", "enable_prefix_caching", "latent_kv_cache"),
+        (
+            "skip_tokenizer_init",
+            "cpu_kernels",
+            "trust_remote_code",
+            "enable_prefix_caching",
+            "latent_kv_cache",
+        ),
     ),
     (
         "True, False or 'auto'",

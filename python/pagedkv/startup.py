@@ -89,6 +89,7 @@ def build_engine(config: EngineConfig) -> EngineParts:
         trust_remote_code=config.trust_remote_code,
         fuse_projections=config.fuse_projections,
         latent_kv_cache=config.latent_kv_cache,
+        cpu_kernels=config.cpu_kernels,
     )
     tokenizer = None
     if not config.skip_tokenizer_init:

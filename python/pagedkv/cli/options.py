@@ -75,6 +75,9 @@ def add_engine_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="cache expanded keys and values of latent attention",
     )
+    group.add_argument(
+        "--no-cpu-kernels", action="store_true", help="leave linear layers and norms to torch"
+    )
     group.add_argument("--verbose", action="store_true", help="log what the engine does")
 
 
@@ -105,6 +108,8 @@ def engine_arguments(options: argparse.Namespace) -> dict[str, Any]:
         arguments["fuse_projections"] = options.fuse_projections == "on"
     if options.no_latent_kv_cache:
         arguments["latent_kv_cache"] = False
+    if options.no_cpu_kernels:
+        arguments["cpu_kernels"] = False
     if options.trust_remote_code:
         arguments["trust_remote_code"] = True
     return arguments

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from pagedkv.models.linear import KernelLinear, product_of
 from pagedkv.models.rows import is_batch_invariant, results_agree
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def watch_linears(model: nn.Module) -> Iterator[LinearCalls]:
     handles = [
         module.register_forward_pre_hook(calls.record)
         for module in model.modules()
-        if type(module) is nn.Linear
+        if type(module) in (nn.Linear, KernelLinear)
     ]
     try:
         yield calls
@@ -201,13 +201,14 @@ class SharedProduct:
                     for linear, bias in zip(linears, biases, strict=True)
                 ]
             )
+        self.multiply = product_of(linears[0])
         self._sizes = [linear.out_features for linear in linears]
         # The input and what is left of its product, by place.
         self._held: tuple[torch.Tensor, dict[int, torch.Tensor]] | None = None
 
     def compute(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Multiplies, keeps the columns of the others, and returns those of the first."""
-        product = functional.linear(hidden_states, self.weight, self.bias)
+        product = self.multiply(hidden_states, self.weight, self.bias)
         first, *others = torch.split(product, self._sizes, dim=-1)
         self._held = (hidden_states, dict(enumerate(others, start=1)))
         return first
@@ -227,7 +228,11 @@ class SharedProduct:
 
 
 class SiblingLinear(nn.Linear):
-    """A linear layer whose weight is a part of a shared one."""
+    """A linear layer whose weight is a part of a shared one.
+
+    Attributes:
+        kind: Class of the layer that it stands for.
+    """
 
     def __init__(
         self, product: SharedProduct, linear: nn.Linear, *, place: int, start: int
@@ -243,6 +248,7 @@ class SiblingLinear(nn.Linear):
         self.weight = nn.Parameter(product.weight[rows], requires_grad=False)
         if _bias_of(linear) is not None and product.bias is not None:
             self.bias = nn.Parameter(product.bias[rows], requires_grad=False)
+        self.kind = type(linear)
         self._product = product
         self._place = place
         self.train(linear.training)
@@ -254,7 +260,7 @@ class SiblingLinear(nn.Linear):
         columns = self._product.take(self._place, hidden_states)
         if columns is not None:
             return columns
-        return functional.linear(hidden_states, self.weight, self.bias)
+        return self._product.multiply(hidden_states, self.weight, self.bias)
 
 
 class FusedProjections:
@@ -308,8 +314,9 @@ def _release_pages(weight: torch.Tensor) -> None:
 
 
 def _separate(sibling: nn.Linear) -> nn.Linear:
+    assert isinstance(sibling, SiblingLinear), "undone once"
     bias = _bias_of(sibling)
-    linear = nn.Linear(
+    linear = sibling.kind(
         sibling.in_features, sibling.out_features, bias=bias is not None, device="meta"
     )
     linear.weight = nn.Parameter(sibling.weight.detach().clone(), requires_grad=False)

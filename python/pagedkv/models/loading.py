@@ -21,7 +21,7 @@ from pagedkv.models.latent import use_latent_attention
 from pagedkv.models.path import OWN_ATTENTION, choose_path, num_embeddings, num_hidden_layers
 from pagedkv.models.probe import NotOnFastPathError, check_layer_count, probe
 from pagedkv.models.rope import freeze_rope
-from pagedkv.models.surgery import exchange_activations
+from pagedkv.models.surgery import use_kernels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,6 +84,7 @@ def load_model(
     trust_remote_code: bool,
     fuse_projections: FusionChoice = "auto",
     latent_kv_cache: bool = True,
+    cpu_kernels: bool = True,
 ) -> LoadedModel:
     """Loads a causal language model and sets it up for the paged KV cache.
 
@@ -96,6 +97,7 @@ def load_model(
         trust_remote_code: Run Python code that the model brings.
         fuse_projections: As for `prepare_model`.
         latent_kv_cache: As for `prepare_model`.
+        cpu_kernels: On a CPU, compute linear layers, norms and activations in kernels of pagedkv.
 
     Raises:
         ModelLoadError: Files are missing, damaged or of a kind that is not loaded.
@@ -118,6 +120,7 @@ def load_model(
         max_model_len=context,
         fuse_projections=fuse_projections,
         latent_kv_cache=latent_kv_cache,
+        cpu_kernels=cpu_kernels,
     )
 
 
@@ -128,6 +131,7 @@ def prepare_model(
     max_model_len: int,
     fuse_projections: FusionChoice = "auto",
     latent_kv_cache: bool = True,
+    cpu_kernels: bool = True,
 ) -> LoadedModel:
     """Probes a model that is in memory, freezes what depends on lengths, and chooses the path that it takes.
 
@@ -138,6 +142,7 @@ def prepare_model(
         fuse_projections: Run projections of the same tensor as one product: all, none, or ``auto`` for those that gain
             by it and give the same bits.
         latent_kv_cache: Cache the latents of latent attention rather than the keys and values expanded from them.
+        cpu_kernels: On a CPU, compute linear layers, norms and activations in kernels of pagedkv.
 
     Raises:
         UnsupportedModelError: The model keeps state or attends in a way that cannot be vouched for.
@@ -146,11 +151,12 @@ def prepare_model(
     model_type = str(config.model_type)
     model.eval()
     freeze_rope(model, max_model_len=max_model_len)
-    if model.device.type == "cpu":
-        use_padded_experts(model)
-        exchange_activations(model)
     if latent_kv_cache:
         use_latent_attention(model)
+    if model.device.type == "cpu":
+        use_padded_experts(model)
+        if cpu_kernels:
+            use_kernels(model)
     path = choose_path(model, max_model_len=max_model_len, fuse_projections=fuse_projections)
     return LoadedModel(
         model=model,

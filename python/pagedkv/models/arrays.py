@@ -1,0 +1,41 @@
+"""Tensors as the kernels of ``pagedkv._core`` take them: numpy arrays over the same memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+DTypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
+SharedArray: TypeAlias = "npt.NDArray[np.float32] | npt.NDArray[np.int16]"
+
+DTYPE_NAMES: dict[torch.dtype, DTypeName] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+
+
+def kernel_dtype(tensor: torch.Tensor) -> DTypeName | None:
+    """The format of a tensor that a kernel can read now: on the CPU, no gradient wanted; None for any other."""
+    if tensor.device.type != "cpu" or torch.is_grad_enabled():
+        return None
+    return DTYPE_NAMES.get(tensor.dtype)
+
+
+def shared_array(tensor: torch.Tensor) -> SharedArray:
+    """The tensor as an array over its memory; 16-bit floats travel as int16, since numpy has no bfloat16."""
+    detached = tensor.detach()
+    carrier = detached if detached.dtype is torch.float32 else detached.view(torch.int16)
+    array: SharedArray = carrier.numpy()
+    return array
+
+
+def as_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """[rows, columns] of a tensor of any shape, rows contiguous; a copy only where the strides leave no other way."""
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()
