@@ -179,6 +179,23 @@ def set_num_threads(num_threads: int) -> None:
         ValueError: fewer than 1.
     """
 
+def cpu_isa() -> str:
+    """The instruction set that kernels use: ``avx512``, ``avx2``, ``neon``, ``fused`` or ``plain``.
+
+    The best one of the CPU, unless the environment variable ``PAGEDKV_CPU_ISA`` names another. All but ``plain`` (the one
+    for a CPU without AVX2 or NEON) give the same bits; ``fused`` is their slow scalar twin.
+
+    Raises:
+        ValueError: the variable names none of this CPU.
+    """
+
+def set_cpu_isa(name: str) -> None:
+    """Makes kernels use another instruction set from here on, in all threads.
+
+    Raises:
+        ValueError: unknown, or not on this CPU.
+    """
+
 def kv_write(
     key: _Stored,
     value: _Stored,
@@ -236,12 +253,13 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: npt.NDArray[np.float32] | None = None,
+    alibi_slopes: npt.NDArray[np.float32] | None = None,
 ) -> None:
     """Attention of the queries of a step over the keys and values in its blocks.
 
     Query i of row r stands at position ``seq_lens[r] - query_len[r] + i`` and attends its row's keys up to there, as the
     mask allows. Slots outside the mask are never read. A query's result does not depend, in any bit, on the rest of the
-    batch, on chunks, on the block size or on threads.
+    batch, on chunks, on the block size or on threads. Blocks that rows of few queries start with in common are read once.
 
     Args:
         query: [T, H, Dk], strided; rows contiguous.
@@ -258,6 +276,7 @@ def paged_attention(
         window: Width of a sliding window or chunk.
         softcap: Scores become ``softcap * tanh(score / softcap)``.
         sinks: [H] one more score per head, without a value.
+        alibi_slopes: [H] factor of (key position - query position), added to the capped scores.
 
     Raises:
         TypeError: an array of another dtype.

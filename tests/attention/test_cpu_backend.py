@@ -18,17 +18,11 @@ from attention.paged_batch import (
     part_of,
     poisoned,
 )
+from attention.random_batches import batches, tolerances
 from pagedkv import _core
 from pagedkv.attention.base import LayerCache
 from pagedkv.attention.cpu_backend import CpuBackend
 from pagedkv.attention.torch_backend import TorchBackend
-
-# Outputs are weighted means of unit normal numbers; narrow formats round the same sum, perhaps to the other neighbour.
-TOLERANCES = {
-    torch.float32: {"atol": 5e-6, "rtol": 5e-6},
-    torch.bfloat16: {"atol": 1e-3, "rtol": 2**-7},
-    torch.float16: {"atol": 2e-4, "rtol": 2**-10},
-}
 
 
 @pytest.fixture(autouse=True)
@@ -36,39 +30,6 @@ def _restored_threads():
     before = _core.num_threads()
     yield
     _core.set_num_threads(before)
-
-
-@st.composite
-def layers(draw):
-    num_kv_heads = draw(st.integers(1, 4))
-    kind = draw(st.sampled_from(["full", "sliding", "chunked"]))
-    return layer_spec(
-        num_kv_heads=num_kv_heads,
-        num_query_heads=num_kv_heads * draw(st.sampled_from([1, 2, 3, 8])),
-        k_dim=draw(st.sampled_from([1, 7, 8, 24, 33, 64, 80, 128])),
-        v_dim=draw(st.sampled_from([1, 5, 16, 17, 64, 72, 100])),
-        scale=draw(st.sampled_from([1.0, 0.125, 0.37])),
-        softcap=draw(st.sampled_from([None, 0.7, 30.0])),
-        has_sinks=draw(st.booleans()),
-        kind=kind,
-        window=None if kind == "full" else draw(st.integers(1, 100)),
-    )
-
-
-@st.composite
-def batches(draw, dtypes=tuple(TOLERANCES)):
-    rows = []
-    for seq_len in draw(st.lists(st.integers(1, 200), min_size=1, max_size=5)):
-        query_len = draw(st.one_of(st.just(1), st.integers(1, seq_len)))
-        rows.append(Row(seq_len=seq_len, query_len=query_len))
-    return make_batch(
-        draw(layers()),
-        rows,
-        block_size=draw(st.sampled_from([8, 16, 32, 64])),
-        dtype=draw(st.sampled_from(dtypes)),
-        num_padding=draw(st.integers(0, 3)),
-        seed=draw(st.integers(0, 2**32)),
-    )
 
 
 @given(batches())
@@ -79,7 +40,7 @@ def test_attention_and_cache_equal_the_readable_backend_and_no_poison_leaks(batc
     assert output.dtype == expected.dtype
     assert output.is_contiguous()
     assert not output.isnan().any()
-    torch.testing.assert_close(output, expected, **TOLERANCES[output.dtype])
+    torch.testing.assert_close(output, expected, **tolerances(batch))
     for stored, expected_stored in zip(
         (cache.key, cache.value), (expected_cache.key, expected_cache.value), strict=True
     ):
@@ -128,7 +89,7 @@ def test_blocks_outside_the_window_are_given_back_and_never_looked_at(kind):
     assert num_given_back > 0
     assert (table[:num_given_back] == 0).all()
     output, _ = batch.run(CpuBackend)
-    torch.testing.assert_close(output, batch.run(TorchBackend)[0], **TOLERANCES[torch.float32])
+    torch.testing.assert_close(output, batch.run(TorchBackend)[0], **tolerances(batch))
 
 
 def test_rows_without_context_and_padding_give_zeros_and_slot_minus_one_stores_nothing():

@@ -145,7 +145,12 @@ class AttentionBackend(Protocol):
         """
 
     def attend(
-        self, layer: LayerSpec, query: torch.Tensor, sinks: torch.Tensor | None
+        self,
+        layer: LayerSpec,
+        query: torch.Tensor,
+        sinks: torch.Tensor | None,
+        *,
+        alibi_slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attention of every query over its row's keys, read through the block tables.
 
@@ -156,6 +161,7 @@ class AttentionBackend(Protocol):
             layer: The layer whose cache is read.
             query: [Tp, H, Dk], any strides.
             sinks: [H], None unless ``layer.has_sinks``.
+            alibi_slopes: [H], factor of (key position - query position), added to the capped scores.
 
         Returns:
             [Tp, H, Dv] contiguous, in the dtype of ``query``; rows from T on are zero.

@@ -7,6 +7,7 @@ travel as int16 with the name of their dtype.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -42,8 +43,15 @@ class CpuBackend:
 
         Raises:
             TypeError: A cache is not float32, bfloat16 or float16, or its keys and values differ in dtype.
-            ValueError: A cache is not on the CPU.
+            ValueError: A cache is not on the CPU, or ``PAGEDKV_CPU_ISA`` names no instruction set of it.
         """
+        if _core.cpu_isa() == "plain":
+            warnings.warn(
+                "attention runs in its plain form, several times slower: this CPU has neither AVX2 with FMA and F16C "
+                "nor NEON, or PAGEDKV_CPU_ISA=plain is set",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self._layers = layers
         self._caches = {
             index: _cache_arrays(index, cache, is_latent=layers[index].is_latent)
@@ -89,7 +97,12 @@ class CpuBackend:
         )
 
     def attend(
-        self, layer: LayerSpec, query: torch.Tensor, sinks: torch.Tensor | None
+        self,
+        layer: LayerSpec,
+        query: torch.Tensor,
+        sinks: torch.Tensor | None,
+        *,
+        alibi_slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attention of queries [Tp, H, Dk]; returns [Tp, H, Dv], zero in padding rows."""
         step = self._planned()
@@ -111,7 +124,8 @@ class CpuBackend:
             mask=layer.kind,
             window=layer.window,
             softcap=layer.softcap,
-            sinks=None if sinks is None else sinks.detach().float().contiguous().numpy(),
+            sinks=_per_head(sinks),
+            alibi_slopes=_per_head(alibi_slopes),
         )
         return output if query.dtype == cache.torch_dtype else output.to(query.dtype)
 
@@ -175,6 +189,10 @@ def _array(tensor: torch.Tensor, dtype: torch.dtype) -> npt.NDArray[Any]:
     if tensor.stride(-1) != 1:
         tensor = tensor.contiguous()
     return _share(tensor)
+
+
+def _per_head(numbers: torch.Tensor | None) -> npt.NDArray[Any] | None:
+    return None if numbers is None else numbers.detach().float().contiguous().numpy()
 
 
 def _share(tensor: torch.Tensor) -> npt.NDArray[Any]:

@@ -2,7 +2,7 @@
 
 Row by row, it gathers the keys that the row's queries may see, forms all scores, masks them, and takes a float32 softmax:
 
-    o_i = sum_k softmax_k(cap(scale * q_i . k_k), sink) v_k      over the keys k that the mask of query i allows
+    o_i = sum_k softmax_k(cap(scale * q_i . k_k) + slope * (k - i), sink) v_k  over the keys k that the mask of query i allows
 
 It is the oracle of the other backends and is meant to be read, not to be fast.
 """
@@ -56,7 +56,12 @@ class TorchBackend:
         write_slots(self._caches[layer.layer_idx], slots, key, value)
 
     def attend(
-        self, layer: LayerSpec, query: torch.Tensor, sinks: torch.Tensor | None
+        self,
+        layer: LayerSpec,
+        query: torch.Tensor,
+        sinks: torch.Tensor | None,
+        *,
+        alibi_slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attention of queries [Tp, H, Dk]; returns [Tp, H, Dv], zero in padding rows."""
         step = self._planned()
@@ -76,6 +81,7 @@ class TorchBackend:
                 query_positions=torch.arange(row.first_position, row.seq_len, device=query.device),
                 key_positions=positions,
                 sinks=sinks,
+                alibi_slopes=alibi_slopes,
             )
         return output
 
@@ -115,6 +121,7 @@ def _attend_row(
     query_positions: torch.Tensor,
     key_positions: torch.Tensor,
     sinks: torch.Tensor | None,
+    alibi_slopes: torch.Tensor | None,
 ) -> torch.Tensor:
     """Attention of one row's queries [Q, H, Dk] over its visible keys [Hkv, L, Dk] and values [Hkv, L, Dv]."""
     num_queries, num_keys = query.shape[0], keys.shape[1]
@@ -125,6 +132,9 @@ def _attend_row(
     scores = grouped @ keys.float().transpose(1, 2).unsqueeze(1) * layer.scale
     if layer.softcap is not None:
         scores = layer.softcap * torch.tanh(scores / layer.softcap)
+    if alibi_slopes is not None:
+        distances = (key_positions[None, :] - query_positions[:, None]).float()
+        scores += alibi_slopes.float().view(layer.num_kv_heads, -1, 1, 1) * distances
     scores = scores.masked_fill(~_mask(layer, query_positions, key_positions), -torch.inf)
     if sinks is not None:
         column = sinks.float().view(layer.num_kv_heads, -1, 1, 1).expand(-1, -1, num_queries, 1)

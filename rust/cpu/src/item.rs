@@ -124,8 +124,14 @@ impl<E: Element> Kernel for ItemKernel<'_, E> {
         if self.is_final {
             self.start_from_parts::<S>();
         }
-        for chunk in self.item.chunks.clone() {
-            self.fold_chunk::<S>(chunk);
+        let chunks = self.item.chunks.clone();
+        let mut keys = None;
+        for chunk in chunks.clone() {
+            let keys_of = |chunk: usize| self.rows(self.step.kv.keys, chunk);
+            let own = keys.unwrap_or_else(|| keys_of(chunk));
+            let next = if chunk + 1 < chunks.end { keys_of(chunk + 1) } else { own };
+            self.fold_chunk::<S>(chunk, &own, &next);
+            keys = Some(next);
         }
         if self.is_final {
             self.write_outputs::<S>();
@@ -265,20 +271,22 @@ impl<E: Element> ItemKernel<'_, E> {
         unsafe { self.states.run_shared([index, 0]) }
     }
 
+    /// The rows of a chunk of keys or values.
     #[inline(always)]
-    fn fold_chunk<S: Simd>(&mut self, chunk: usize) {
+    fn rows(&self, storage: View<'_, E, 4>, chunk: usize) -> ChunkRows<E> {
+        let table = self.step.block_tables.run([self.item.table_row, 0]);
+        chunk_rows(storage, table, self.item.kv_head, &self.read(chunk))
+    }
+
+    #[inline(always)]
+    fn fold_chunk<S: Simd>(
+        &mut self,
+        chunk: usize,
+        keys: &ChunkRows<E>,
+        next_keys: &ChunkRows<E>,
+    ) {
         let (read, k_dim, v_dim) = (self.read(chunk), self.k_dim(), self.v_dim());
-        let rows_of = |storage: View<'_, E, 4>, read: &Range<usize>| {
-            let row = self.item.table_row;
-            chunk_rows(storage, self.step.block_tables.run([row, 0]), self.item.kv_head, read)
-        };
-        let keys = rows_of(self.step.kv.keys, &read);
-        let values = rows_of(self.step.kv.values, &read);
-        let next_keys = if chunk + 1 < self.item.chunks.end {
-            rows_of(self.step.kv.keys, &self.read(chunk + 1))
-        } else {
-            keys
-        };
+        let values = self.rows(self.step.kv.values, chunk);
         let within = read.start - chunk * CHUNK..read.end - chunk * CHUNK;
         let panels = within.start / LANES..within.end.div_ceil(LANES);
         // Values in place come in whole vectors.
@@ -287,12 +295,12 @@ impl<E: Element> ItemKernel<'_, E> {
         let packed_values = self.scratch.values.as_mut_ptr().cast::<f32>();
         // SAFETY: the rows come from views of these sizes; `prepare` made room for a chunk.
         unsafe {
-            pack_keys::<S, E>(&keys, k_dim, panels, packed_keys, &values, v_dim);
+            pack_keys::<S, E>(keys, k_dim, panels, packed_keys, &values, v_dim);
             if is_packed {
                 pack_values::<S, E>(&values, v_dim, within, packed_values);
             }
         }
-        let stored = Stored { values: &values, next_keys: &next_keys, is_packed };
+        let stored = Stored { values: &values, next_keys, is_packed };
         for block in self.blocks::<S>() {
             self.fold_block::<S>(&block, chunk, &stored);
         }

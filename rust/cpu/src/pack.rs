@@ -26,8 +26,9 @@ pub(crate) fn chunk_rows<E: Element>(
         let slots = storage.matrix(table[position / block_size] as usize, kv_head);
         let offset = position % block_size;
         let count = (block_size - offset).min(read.end - position);
-        for index in 0..count {
-            rows[(position + index) % CHUNK] = slots.row_start(offset + index);
+        let first = position % CHUNK;
+        for (index, row) in rows[first..first + count].iter_mut().enumerate() {
+            *row = slots.row_start(offset + index);
         }
         position += count;
     }

@@ -137,10 +137,13 @@ impl<'a, E> View<'a, E, 4> {
 }
 
 impl<E> View<'_, E, 2> {
-    /// Where a row starts. It has as many elements as the last dimension.
+    /// Where rows start, from the first to the last of the view. Each has as many elements as the
+    /// last dimension.
     #[inline(always)]
     pub(crate) fn row_start(&self, row: usize) -> *const E {
-        self.run([row, 0]).as_ptr()
+        assert!(row < self.shape[0], "row outside the view");
+        // SAFETY: the row is inside the view.
+        unsafe { self.start.add(row * self.strides[0]) }
     }
 }
 
