@@ -30,6 +30,9 @@ use crate::view::{View, ViewMut};
 /// Rows from which on it pays to rearrange values.
 const MIN_ROWS_TO_PACK: usize = 13;
 
+/// Panels of keys that are packed and used together where there is one block of rows.
+const PANELS_AT_ONCE: usize = 4;
+
 /// Numbers before the outputs of a stored state: its largest score and its sum, in a whole line.
 const STATE_HEADER: usize = LANES;
 
@@ -127,9 +130,9 @@ impl<E: Element> Kernel for ItemKernel<'_, E> {
         let chunks = self.item.chunks.clone();
         let mut keys = None;
         for chunk in chunks.clone() {
-            let keys_of = |chunk: usize| self.rows(self.step.kv.keys, chunk);
-            let own = keys.unwrap_or_else(|| keys_of(chunk));
-            let next = if chunk + 1 < chunks.end { keys_of(chunk + 1) } else { own };
+            let storage = self.step.kv.keys;
+            let own = if let Some(keys) = keys { keys } else { self.rows(storage, chunk) };
+            let next = if chunk + 1 < chunks.end { self.rows(storage, chunk + 1) } else { own };
             self.fold_chunk::<S>(chunk, &own, &next);
             keys = Some(next);
         }
@@ -279,12 +282,7 @@ impl<E: Element> ItemKernel<'_, E> {
     }
 
     #[inline(always)]
-    fn fold_chunk<S: Simd>(
-        &mut self,
-        chunk: usize,
-        keys: &ChunkRows<E>,
-        next_keys: &ChunkRows<E>,
-    ) {
+    fn fold_chunk<S: Simd>(&mut self, chunk: usize, keys: &ChunkRows<E>, next_keys: &ChunkRows<E>) {
         let (read, k_dim, v_dim) = (self.read(chunk), self.k_dim(), self.v_dim());
         let values = self.rows(self.step.kv.values, chunk);
         let within = read.start - chunk * CHUNK..read.end - chunk * CHUNK;
@@ -293,14 +291,25 @@ impl<E: Element> ItemKernel<'_, E> {
         let is_packed = self.num_rows() >= MIN_ROWS_TO_PACK || v_dim % LANES != 0;
         let packed_keys = self.scratch.keys.as_mut_ptr().cast::<f32>();
         let packed_values = self.scratch.values.as_mut_ptr().cast::<f32>();
-        // SAFETY: the rows come from views of these sizes; `prepare` made room for a chunk.
-        unsafe {
-            pack_keys::<S, E>(keys, k_dim, panels, packed_keys, &values, v_dim);
-            if is_packed {
-                pack_values::<S, E>(&values, v_dim, within, packed_values);
+        let only = self.blocks::<S>().next().filter(|block| block.len() == self.num_rows());
+        // Keys that are used once are used before they leave the first-level cache.
+        let step = if only.is_some() { PANELS_AT_ONCE } else { CHUNK / LANES };
+        for first in panels.clone().step_by(step) {
+            let panels = first..panels.end.min(first + step);
+            // SAFETY: the rows come from views of these sizes; `prepare` made room for a chunk.
+            unsafe {
+                pack_keys::<S, E>(keys, k_dim, panels.clone(), packed_keys, &values, v_dim);
+            }
+            if let Some(block) = &only {
+                self.score::<S>(block, panels);
             }
         }
-        let stored = Stored { values: &values, next_keys, is_packed };
+        if is_packed {
+            // SAFETY: as above.
+            unsafe { pack_values::<S, E>(&values, v_dim, within, packed_values) };
+        }
+        let is_scored = only.is_some();
+        let stored = Stored { values: &values, next_keys, is_packed, is_scored };
         for block in self.blocks::<S>() {
             self.fold_block::<S>(&block, chunk, &stored);
         }
@@ -337,6 +346,8 @@ struct Stored<'a, E> {
     next_keys: &'a ChunkRows<E>,
     /// Whether they are in scratch memory too.
     is_packed: bool,
+    /// Whether the scores of the only block are there already.
+    is_scored: bool,
 }
 
 impl<E: Element> ItemKernel<'_, E> {
@@ -356,17 +367,9 @@ impl<E: Element> ItemKernel<'_, E> {
         if around.is_empty() {
             return;
         }
-        let (k_dim, length) = (self.k_dim(), self.output_length());
-        // SAFETY: `prepare` made room for the queries, a chunk of keys and a block of scores.
-        unsafe {
-            let scores = Scores {
-                query: self.scratch.query[block.start * k_dim..].as_ptr(),
-                keys: self.scratch.keys.as_ptr().cast(),
-                dim: k_dim,
-                panels: around.start / LANES..around.end.div_ceil(LANES),
-                scores: self.scratch.weights.as_mut_ptr().cast(),
-            };
-            scores.compute::<S>(block.len());
+        let length = self.output_length();
+        if !stored.is_scored {
+            self.score::<S>(block, around.start / LANES..around.end.div_ceil(LANES));
         }
         let mut part = Part { state: State::EMPTY, outputs: [None; MAX_ROWS] };
         let added = self.scratch.added.as_ptr().cast::<f32>();
@@ -382,6 +385,20 @@ impl<E: Element> ItemKernel<'_, E> {
         self.scratch.added[..block.len() * length / LANES].fill(Line::ZERO);
         self.add_values::<S>(attended, &common, stored);
         self.keep::<S>(block, chunk, &part);
+    }
+
+    /// Scores of a block over some panels of packed keys.
+    #[inline(always)]
+    fn score<S: Simd>(&mut self, block: &Range<usize>, panels: Range<usize>) {
+        let scores = Scores {
+            query: self.scratch.query[block.start * self.k_dim()..].as_ptr(),
+            keys: self.scratch.keys.as_ptr().cast(),
+            dim: self.k_dim(),
+            panels,
+            scores: self.scratch.weights.as_mut_ptr().cast(),
+        };
+        // SAFETY: `prepare` made room for the queries, a chunk of keys and a block of scores.
+        unsafe { scores.compute::<S>(block.len()) };
     }
 
     /// Adds the weighted values of the keys that each row attends: those `common` to all rows

@@ -55,20 +55,20 @@ pub(crate) unsafe fn pack_keys<S: Simd, E: Element>(
     next_dim: usize,
 ) {
     for panel in panels {
-        let of_panel = |rows: &ChunkRows<E>| -> RowPointers<E> {
-            *rows[panel * LANES..].first_chunk().expect("sixteen rows per panel")
-        };
         let line = 64 / size_of::<E>();
-        for row in of_panel(next) {
+        for row in of_panel(next, panel) {
             for column in (0..next_dim).step_by(line) {
                 S::prefetch(row.wrapping_add(column).cast());
             }
         }
-        let rows = of_panel(rows);
+        let rows = of_panel(rows, panel);
         // SAFETY: the caller's promise.
         unsafe {
             let packed = packed.add(panel * dim * LANES);
-            let done = E::transpose::<S>(&rows, dim, packed);
+            let done = E::transpose::<S>(rows, dim, packed);
+            if done == dim {
+                continue;
+            }
             for (lane, row) in rows.iter().enumerate() {
                 let rest = std::slice::from_raw_parts(row.add(done), dim - done);
                 for (column, element) in rest.iter().enumerate() {
@@ -79,6 +79,11 @@ pub(crate) unsafe fn pack_keys<S: Simd, E: Element>(
             }
         }
     }
+}
+
+#[inline(always)]
+fn of_panel<E: Element>(rows: &ChunkRows<E>, panel: usize) -> &RowPointers<E> {
+    rows[panel * LANES..].first_chunk().expect("sixteen rows per panel")
 }
 
 /// Writes the values of `keys` to `packed` `[unit, CHUNK, 16]`, with zeros after the last column.

@@ -112,33 +112,20 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn select_less(a: V, b: V, yes: V, no: V) -> V {
-        let select = |register: usize| {
-            avx2!({
-                let less = _mm256_cmp_ps::<_CMP_LT_OQ>(a[register], b[register]);
-                _mm256_blendv_ps(no[register], yes[register], less)
-            })
-        };
-        [select(0), select(1)]
+        let less = each!(less_than(a, b));
+        each!(_mm256_blendv_ps(no, yes, less))
     }
 
     #[inline(always)]
     fn copysign(a: V, b: V) -> V {
-        let sign = avx2!(_mm256_set1_ps(-0.0));
-        let copy = |register: usize| {
-            avx2!(_mm256_or_ps(
-                _mm256_andnot_ps(sign, a[register]),
-                _mm256_and_ps(sign, b[register])
-            ))
-        };
-        [copy(0), copy(1)]
+        let sign = Self::splat(-0.0);
+        let (magnitude, sign) = (each!(_mm256_andnot_ps(sign, a)), each!(_mm256_and_ps(sign, b)));
+        each!(_mm256_or_ps(magnitude, sign))
     }
 
     #[inline(always)]
     fn shift_to_exponent(a: V) -> V {
-        let shift = |register: usize| {
-            avx2!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(a[register]))))
-        };
-        [shift(0), shift(1)]
+        each!(shift_to_exponent(a))
     }
 
     #[inline(always)]
@@ -234,6 +221,26 @@ impl Simd for Avx2 {
     }
 }
 
+// Functions, not closures: those are not always inlined, and then compiled without the instructions.
+
+/// All ones where `a < b`.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn less_than(a: __m256, b: __m256) -> __m256 {
+    avx2!(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
+}
+
+/// The bits moved up by 23.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn shift_to_exponent(a: __m256) -> __m256 {
+    avx2!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(a))))
+}
+
 /// Eight numbers.
 ///
 /// # Safety
@@ -255,14 +262,14 @@ unsafe fn transpose_8x8(rows: &RowPointers<f32>, first: usize, column: usize) ->
     let mut columns = [avx2!(_mm256_setzero_ps()); 8];
     for half in [0, 4] {
         // Rows four apart share a register, so that no number has to change its half later.
-        let two_rows = |index: usize| {
+        let mut four = [avx2!(_mm256_setzero_ps()); 4];
+        for (index, two) in four.iter_mut().enumerate() {
             avx2!({
                 let low = _mm_loadu_ps(rows[first + index].add(column + half));
                 let high = _mm_loadu_ps(rows[first + index + 4].add(column + half));
-                _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(low), high)
-            })
-        };
-        let four = [two_rows(0), two_rows(1), two_rows(2), two_rows(3)];
+                *two = _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(low), high);
+            });
+        }
         avx2!({
             let low = [_mm256_unpacklo_ps(four[0], four[1]), _mm256_unpacklo_ps(four[2], four[3])];
             let high = [_mm256_unpackhi_ps(four[0], four[1]), _mm256_unpackhi_ps(four[2], four[3])];

@@ -69,13 +69,13 @@ impl Simd for Neon {
 
     #[inline(always)]
     unsafe fn load_bf16(from: *const bf16) -> V {
-        let widen = |index: usize| {
-            neon!({
-                let words = vld1_u16(from.cast::<u16>().add(4 * index));
-                vreinterpretq_f32_u32(vshll_n_u16::<16>(words))
-            })
-        };
-        [widen(0), widen(1), widen(2), widen(3)]
+        let from = from.cast::<u16>();
+        neon!([
+            widen_bf16(from),
+            widen_bf16(from.add(4)),
+            widen_bf16(from.add(8)),
+            widen_bf16(from.add(12)),
+        ])
     }
 
     #[inline(always)]
@@ -142,19 +142,16 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn shift_to_exponent(a: V) -> V {
-        let shift = |register| {
-            neon!(vreinterpretq_f32_u32(vshlq_n_u32::<23>(vreinterpretq_u32_f32(register))))
-        };
-        [shift(a[0]), shift(a[1]), shift(a[2]), shift(a[3])]
+        each!(shift_to_exponent(a))
     }
 
     #[inline(always)]
     fn largest(v: V) -> f32 {
-        let larger = |a, b| neon!(vbslq_f32(vcgtq_f32(a, b), a, b));
-        let four = larger(larger(v[3], v[1]), larger(v[2], v[0]));
-        let two = larger(neon!(vextq_f32::<2>(four, four)), four);
-        let one = larger(neon!(vextq_f32::<1>(two, two)), two);
-        neon!(vgetq_lane_f32::<0>(one))
+        neon!({
+            let four = larger(larger(v[3], v[1]), larger(v[2], v[0]));
+            let two = larger(vextq_f32::<2>(four, four), four);
+            vgetq_lane_f32::<0>(larger(vextq_f32::<1>(two, two), two))
+        })
     }
 
     #[inline(always)]
@@ -172,9 +169,12 @@ impl Simd for Neon {
         for column in (0..done).step_by(4) {
             for first in [0, 4, 8, 12] {
                 neon!({
-                    let row = |index: usize| vld1q_f32(rows[first + index].add(column));
-                    let low = [vzip1q_f32(row(0), row(2)), vzip1q_f32(row(1), row(3))];
-                    let high = [vzip2q_f32(row(0), row(2)), vzip2q_f32(row(1), row(3))];
+                    let mut four = [vdupq_n_f32(0.0); 4];
+                    for (index, row) in four.iter_mut().enumerate() {
+                        *row = vld1q_f32(rows[first + index].add(column));
+                    }
+                    let low = [vzip1q_f32(four[0], four[2]), vzip1q_f32(four[1], four[3])];
+                    let high = [vzip2q_f32(four[0], four[2]), vzip2q_f32(four[1], four[3])];
                     let columns = [
                         vzip1q_f32(low[0], low[1]),
                         vzip2q_f32(low[0], low[1]),
@@ -189,4 +189,33 @@ impl Simd for Neon {
         }
         done
     }
+}
+
+// Functions, not closures: those are not always inlined, and then compiled without the instructions.
+
+/// `a` where it is larger, else `b`.
+///
+/// # Safety
+/// The CPU has NEON.
+#[inline(always)]
+unsafe fn larger(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+    neon!(vbslq_f32(vcgtq_f32(a, b), a, b))
+}
+
+/// The bits moved up by 23.
+///
+/// # Safety
+/// The CPU has NEON.
+#[inline(always)]
+unsafe fn shift_to_exponent(a: float32x4_t) -> float32x4_t {
+    neon!(vreinterpretq_f32_u32(vshlq_n_u32::<23>(vreinterpretq_u32_f32(a))))
+}
+
+/// Four numbers.
+///
+/// # Safety
+/// They are readable, and the CPU has NEON.
+#[inline(always)]
+unsafe fn widen_bf16(from: *const u16) -> float32x4_t {
+    neon!(vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from))))
 }
