@@ -106,7 +106,7 @@ clean: ## Remove what was built (not the environment: rm -rf .venv .uv)
 
 # --- single steps --------------------------------------------------------------------------------
 
-.PHONY: setup fmt lock test-rust test-python test-wheel
+.PHONY: setup fmt lock models test-rust test-python test-wheel
 setup: $(EXTENSION) #: Environment, dependencies and the extension module
 
 fmt: setup #: Format all sources in place
@@ -117,6 +117,9 @@ fmt: setup #: Format all sources in place
 lock: $(UV) #: Resolve the dependencies anew into requirements.lock
 	$(UV) pip compile --universal --python-version 3.10 --upgrade --no-annotate --group dev \
 		--custom-compile-command 'make lock' pyproject.toml --output-file requirements.lock
+
+models: setup #: Run every causal model type of transformers; the table and docs/models.md
+	$(PY) tools/sweep_models.py
 
 test-rust: $(DEPENDENCIES) #: Unit, property, simulation and documentation tests of the crates
 	$(call heading,'Rust tests')

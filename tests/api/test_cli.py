@@ -25,8 +25,10 @@ def options_of(*arguments):
     return build_parser().parse_args(arguments)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]])
-def test_help_and_version_are_quick_and_import_nothing_heavy(arguments):
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["generate", "--help"], ["--version"], ["models"]]
+)
+def test_help_version_and_models_are_quick_and_import_nothing_heavy(arguments):
     """Under 0.3 s on an idle machine; the best of five, with room for a busy one."""
     program = (
         "import sys, time; start = time.perf_counter()\n"

@@ -1,5 +1,7 @@
 """An engine whose pool is too small for its requests: sequences are preempted, a prompt is longer than a step."""
 
+from contextlib import contextmanager
+
 import torch
 
 from pagedkv import LLM, SamplingParams
@@ -23,8 +25,9 @@ def smallest_pool(model):
     return num_blocks * geometry.bytes_per_block(block_size=BLOCK_SIZE, dtype=model.dtype)
 
 
-def run_engine(folder, backend, prompts, *, kv_cache_memory_bytes):
-    """Token ids of every prompt, what the engine counted, and its KV groups."""
+@contextmanager
+def crowded_llm(folder, backend, *, max_num_seqs, kv_cache_memory_bytes):
+    """The engine over a checkpoint, with NaN in every slot of its pool; checked when the caller is done."""
     with LLM(
         str(folder),
         skip_tokenizer_init=True,
@@ -32,19 +35,29 @@ def run_engine(folder, backend, prompts, *, kv_cache_memory_bytes):
         max_model_len=MAX_MODEL_LEN,
         block_size=BLOCK_SIZE,
         max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS,
-        max_num_seqs=len(prompts),
+        max_num_seqs=max_num_seqs,
         kv_cache_memory_bytes=kv_cache_memory_bytes,
     ) as llm:
-        parts = llm.llm_engine.parts
-        for storage in [*parts.kv_cache.keys, *parts.kv_cache.values]:
+        kv_cache = llm.llm_engine.parts.kv_cache
+        for storage in [*kv_cache.keys, *kv_cache.values]:
             storage.fill_(torch.nan)
-        outputs = llm.generate(
-            prompt_token_ids=prompts,
-            sampling_params=SamplingParams(
-                temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True, detokenize=False
-            ),
-            use_tqdm=False,
-        )
+        yield llm
         llm.llm_engine.check_invariants()
-        token_ids = [list(output.outputs[0].token_ids) for output in outputs]
-        return token_ids, llm.stats(), parts.loaded.geometry.groups
+
+
+def generate(llm, prompts, **parameters):
+    """The greedy continuation of every prompt, to its full length."""
+    params = SamplingParams(
+        temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True, detokenize=False, **parameters
+    )
+    outputs = llm.generate(prompt_token_ids=prompts, sampling_params=params, use_tqdm=False)
+    return [output.outputs[0] for output in outputs]
+
+
+def run_engine(folder, backend, prompts, *, kv_cache_memory_bytes):
+    """Token ids of every prompt, what the engine counted, and its KV groups."""
+    with crowded_llm(
+        folder, backend, max_num_seqs=len(prompts), kv_cache_memory_bytes=kv_cache_memory_bytes
+    ) as llm:
+        token_ids = [list(completion.token_ids) for completion in generate(llm, prompts)]
+        return token_ids, llm.stats(), llm.llm_engine.parts.loaded.geometry.groups

@@ -207,8 +207,12 @@ def tiny_config(model_type: str, **overrides: Any) -> PretrainedConfig:
 def tiny_model(
     model_type: str, *, dtype: torch.dtype = torch.float32, **overrides: Any
 ) -> PreTrainedModel:
+    """A model of `tiny_config`."""
+    return seeded_model(tiny_config(model_type, **overrides), dtype=dtype)
+
+
+def seeded_model(config: PretrainedConfig, *, dtype: torch.dtype) -> PreTrainedModel:
     """A model with seeded random weights, with transformers' own eager attention and experts."""
-    config = tiny_config(model_type, **overrides)
     config._experts_implementation = "eager"
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(dtype).eval()

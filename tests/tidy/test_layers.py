@@ -9,7 +9,7 @@ from tidy.sources import PACKAGE, ROOT, files_with, parsed, relative
 # in this list (the layers below); never one further down. `__init__` and `__main__` stand above all.
 LAYERS = [
     {"_core", "errors"},
-    {"sampling_params", "outputs", "config", "stats", "progress", "interrupts"},
+    {"sampling_params", "outputs", "config", "stats", "progress", "interrupts", "catalog"},
     {
         "step_buffers",
         "attention",

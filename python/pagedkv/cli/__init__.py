@@ -1,4 +1,4 @@
-"""The command line: `pagedkv generate`, `pagedkv chat`."""
+"""The command line: `pagedkv generate`, `pagedkv chat`, `pagedkv models`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from pagedkv.cli import models
 from pagedkv.cli.options import add_engine_options, add_sampling_options
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ examples:
   pagedkv generate demo "Once upon a time" --n 3 --max-tokens 60
   pagedkv chat demo
   pagedkv generate path/to/model "The capital of France is" --temperature 0
+  pagedkv models --type qwen
 """
 
 
@@ -36,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 0
-    # The commands import torch; the help does not wait for it.
+    # These commands import torch; the help does not wait for it.
     from pagedkv.cli import chat, generate
 
-    command = {"generate": generate.run, "chat": chat.run}[options.command]
+    command = {"generate": generate.run, "chat": chat.run, "models": models.run}[options.command]
     try:
         return command(options)
     except KeyboardInterrupt:
@@ -73,6 +75,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_model(chat)
     chat.add_argument("--system", metavar="TEXT", help="a system message to begin with")
+    models.add_options(
+        commands.add_parser(
+            "models",
+            help="list the types of models that run, and why others do not",
+            description="List the causal language models of transformers: fast, slow, or refused.",
+        )
+    )
     for command, max_tokens in ((generate, 128), (chat, 512)):
         add_sampling_options(command, max_tokens=max_tokens)
         add_engine_options(command)

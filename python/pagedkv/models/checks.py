@@ -41,7 +41,13 @@ _LAYER_TYPE_REASONS = {
     "hybrid_sliding": "keeps a recurrent state",
     "conv": "is a convolution that keeps the last inputs",
     "indexed_attention": "chooses its keys through a sparse indexer",
+    "compressed_sparse_attention": "attends to compressed keys that a sparse indexer chooses",
+    "heavily_compressed_attention": "attends to compressed keys",
 }
+
+
+class KeepsStateError(UnsupportedModelError):
+    """Layers keep something beside keys and values, or need more than these to choose among them."""
 
 
 def check_config(config: PretrainedConfig, *, has_code: bool) -> None:
@@ -52,7 +58,8 @@ def check_config(config: PretrainedConfig, *, has_code: bool) -> None:
         has_code: The model brings Python code that the caller has agreed to run.
 
     Raises:
-        UnsupportedModelError: With model type, layer where there is one, and reason.
+        KeepsStateError: A layer keeps more than keys and values.
+        UnsupportedModelError: Another reason. Both name the model type, the layer where there is one, and the reason.
     """
     model_type = str(config.model_type)
     if config.is_encoder_decoder:
@@ -82,21 +89,23 @@ def check_config(config: PretrainedConfig, *, has_code: bool) -> None:
 
 def _check_state(config: PretrainedConfig, model_type: str) -> None:
     if model_type in _STATE_MODEL_TYPES:
-        _refuse(model_type, f"its {_STATE_MODEL_TYPES[model_type]}, which a KV cache does not hold")
+        _refuse_state(
+            model_type, f"its {_STATE_MODEL_TYPES[model_type]}, which a KV cache does not hold"
+        )
     if getattr(config, "index_topk", None) is not None:
-        _refuse(model_type, "a sparse indexer (index_topk) chooses the keys of every query")
+        _refuse_state(model_type, "a sparse indexer (index_topk) chooses the keys of every query")
     if getattr(config, "layer_types", None):
         return
     for attribute, reason in _STATE_ATTRIBUTES.items():
         if getattr(config, attribute, None) is not None:
-            _refuse(model_type, f"its {reason} ({attribute}), which a KV cache does not hold")
+            _refuse_state(model_type, f"its {reason} ({attribute}), which a KV cache does not hold")
 
 
 def _check_layer_types(config: PretrainedConfig, model_type: str) -> None:
     for layer_idx, layer_type in enumerate(getattr(config, "layer_types", None) or ()):
         if layer_type not in _LAYER_TYPES | _OTHER_LAYER_TYPES:
             reason = _LAYER_TYPE_REASONS.get(layer_type, "is not plain attention")
-            _refuse(model_type, f"layer {layer_idx} ({layer_type!r}) {reason}")
+            _refuse_state(model_type, f"layer {layer_idx} ({layer_type!r}) {reason}")
 
 
 def _quantization_method(quantization_config: Any) -> str:
@@ -108,3 +117,8 @@ def _quantization_method(quantization_config: Any) -> str:
 def _refuse(model_type: str, reason: str) -> NoReturn:
     msg = f"model type {model_type!r} cannot run: {reason}"
     raise UnsupportedModelError(msg)
+
+
+def _refuse_state(model_type: str, reason: str) -> NoReturn:
+    msg = f"model type {model_type!r} cannot run: {reason}"
+    raise KeepsStateError(msg)

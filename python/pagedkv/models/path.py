@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from pagedkv.attention.interface import PROBE_NAME, RUNTIME_NAME
 from pagedkv.models.adapters import adapt_attention, restore_attention, use_implementation
+from pagedkv.models.cache_windows import check_cache_windows
 from pagedkv.models.fusion import fuse_if_equal, watch_linears
 from pagedkv.models.probe import NotOnFastPathError, ProbeResult, check_layer_count, probe
 from pagedkv.models.rows import check_rows_independent, is_batch_invariant
@@ -122,6 +123,7 @@ def _probe_model(
     with watch_linears(model) as calls:
         first = run(input_ids, positions, with_masks=True)
     check_layer_count(model_type, first.layers, num_hidden_layers(model.config))
+    check_cache_windows(model.config, first.layers, max_model_len=max_model_len)
     check_rows_independent(
         run_rows,
         first,
