@@ -6,6 +6,7 @@ import pytest
 
 from pagedkv.catalog import Catalog, CatalogEntry
 from pagedkv.cli import main
+from pagedkv.cli.models import print_table
 
 SMALL = Catalog(
     "9.9",
@@ -42,13 +43,19 @@ def test_a_name_and_a_status_choose_lines(capsys):
     assert "attention interface" in lines[0]
 
 
-def test_long_notes_go_on_below_their_own_column(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    lines = output_of(capsys, "--type", "gemma3n").splitlines()
+def test_long_notes_go_on_below_their_own_column_on_a_terminal(capsys):
+    print_table(Catalog.read().select("gemma3n"), width=80)
+    lines = capsys.readouterr().out.splitlines()
     column = lines[0].index("it is a multimodal")
     assert len(lines) > 2
     assert max(map(len, lines)) <= 80
     assert lines[1][:column].isspace()
+
+
+def test_a_pipe_gets_one_line_per_type(capsys):
+    lines = output_of(capsys, "--type", "gemma3n").splitlines()
+    assert [line.split()[0] for line in lines] == ["gemma3n", "gemma3n_text"]
+    assert max(map(len, lines)) > 80
 
 
 def test_json_holds_the_same_lines(capsys):

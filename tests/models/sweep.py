@@ -85,7 +85,7 @@ def _run(config: PretrainedConfig) -> tuple[str, str]:
         references = [generate_reference(model, prompt) for prompt in prompts]
     except Exception as error:  # noqa: BLE001 (so do models)
         return _without_reference(config, error)
-    with tempfile.TemporaryDirectory() as folder, _slow_path_reasons() as reasons:
+    with tempfile.TemporaryDirectory() as folder, _SlowPathReasons() as reasons:
         model.save_pretrained(folder)
         try:
             # The reference comes first: this hands the attention of the model over.
@@ -192,7 +192,7 @@ def _scope(config: PretrainedConfig) -> str:
     return "multimodal" if parts or is_wrapped else "text"
 
 
-class _slow_path_reasons(logging.Handler):  # noqa: N801 (used as a function)
+class _SlowPathReasons(logging.Handler):
     """Collects why models take the slow path, from the warning that says so."""
 
     def __init__(self) -> None:

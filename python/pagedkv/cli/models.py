@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import shutil
+import sys
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -46,22 +47,29 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(catalog.as_json(entries), indent=1))
         return 0
-    print_table(entries, width=shutil.get_terminal_size().columns)
+    print_table(entries, width=shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
     if not options.type and not options.status:
         print(f"\n{catalog.coverage()}")
         print(f"Made with transformers {catalog.transformers_version}; the method: docs/models.md")
     return 0
 
 
-def print_table(entries: tuple[CatalogEntry, ...], *, width: int) -> None:
-    """One line per type and more where its notes are long, within ``width`` columns if there is room."""
+def print_table(entries: tuple[CatalogEntry, ...], *, width: int | None) -> None:
+    """Prints one line per type.
+
+    Args:
+        entries: The lines.
+        width: Columns of the terminal, where long notes go on below; None for lines of any length, as programs read them.
+    """
     columns = ("model_type", "scope", "status")
     widths = [max([len(getattr(entry, name)) for entry in entries] or [0]) for name in columns]
     margin = sum(widths) + 2 * len(widths)
     for entry in entries:
         fields = zip(columns, widths, strict=True)
         head = "  ".join(getattr(entry, name).ljust(size) for name, size in fields)
-        notes = textwrap.wrap(entry.notes, max(_LEAST_NOTES_WIDTH, width - margin - 1)) or [""]
+        notes = [entry.notes]
+        if width is not None:
+            notes = textwrap.wrap(entry.notes, max(_LEAST_NOTES_WIDTH, width - margin)) or [""]
         print(f"{head}  {notes[0]}".rstrip())
         for line in notes[1:]:
             print(" " * margin + line)
