@@ -59,7 +59,9 @@ def prepare_requests(
         ValueError: something out of range.
     """
     normalized = normalize_prompts(prompts, prompt_token_ids)
-    params = normalize_params(sampling_params, len(normalized), default=parts.default_params)
+    params = normalize_params(
+        sampling_params, len(normalized), default=parts.generation_defaults.params
+    )
     priorities = normalize_priorities(priority, len(normalized))
     if any(priorities) and config.scheduling_policy != "priority":
         msg = "priority needs scheduling_policy='priority' when the engine is made"

@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
 from pagedkv.errors import not_supported_yet, unknown_parameter
+from pagedkv.generation_defaults import check_generation_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -153,6 +154,7 @@ class EngineConfig:
                 "first or lower the second"
             )
             raise ValueError(msg)
+        check_generation_config(self.generation_config, self.override_generation_config)
 
     @classmethod
     def from_arguments(cls, model: str | Path, arguments: Mapping[str, Any]) -> EngineConfig:

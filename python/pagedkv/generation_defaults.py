@@ -1,12 +1,13 @@
-"""The sampling that a checkpoint's author recommends, as the parameters of requests that bring none."""
+"""What a checkpoint's author recommends for generation: the parameters of requests that bring none, and ending ids."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagedkv.errors import ModelLoadError, unknown_parameter
+from pagedkv.json_files import read_json_object
 from pagedkv.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -28,12 +29,41 @@ _FIELDS = {
 }
 
 
-def load_default_params(
-    folder: Path | None, *, source: str | Path, overrides: Mapping[str, Any] | None
-) -> SamplingParams:
-    """The parameters of requests that bring none.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDefaults:
+    """What holds for requests that do not say otherwise.
 
-    Fields that the author left unset have the defaults of `SamplingParams`; ``do_sample: false`` means greedy.
+    Attributes:
+        fields: the fields of `SamplingParams` that the author or the overrides set.
+        params: the parameters of a request that brings none; unset fields have the defaults of `SamplingParams`.
+        eos_token_ids: the ids that the file says end a sequence, ascending.
+    """
+
+    fields: Mapping[str, Any]
+    params: SamplingParams
+    eos_token_ids: tuple[int, ...]
+
+
+def check_generation_config(source: str | Path, overrides: Mapping[str, Any] | None) -> None:
+    """Checks the two settings as far as that can be done without the model.
+
+    Args:
+        source: as for `load_generation_defaults`.
+        overrides: as for `load_generation_defaults`.
+
+    Raises:
+        ModelLoadError: the file in the folder cannot be read, or holds a value that cannot be sampled with.
+        UnknownParameterError: a name among the overrides that is no sampling field.
+        TypeError: an override of the wrong type.
+        ValueError: an override out of range, or a folder without the file.
+    """
+    load_generation_defaults(None, source=source, overrides=overrides)
+
+
+def load_generation_defaults(
+    folder: Path | None, *, source: str | Path, overrides: Mapping[str, Any] | None
+) -> GenerationDefaults:
+    """What a checkpoint, or the settings in its stead, recommend; ``do_sample: false`` means greedy.
 
     Args:
         folder: the model's files; None for a model that has none.
@@ -47,9 +77,11 @@ def load_default_params(
         ValueError: an override out of range, or a folder without the file.
     """
     path = _find_file(folder, source)
-    values = {} if path is None else _sampling_fields(_read(path))
+    content = {} if path is None else read_json_object(path)
+    fields = _sampling_fields(content)
     try:
-        SamplingParams(**values)
+        SamplingParams(**fields)
+        eos_token_ids = listed_token_ids(content.get("eos_token_id"))
     except (TypeError, ValueError) as error:
         msg = f"{str(path)!r} cannot be sampled with: {error}; set generation_config='neutral' to ignore it"
         raise ModelLoadError(msg) from error
@@ -57,7 +89,26 @@ def load_default_params(
     for name in given:
         if name not in _FIELDS and name != "do_sample":
             raise unknown_parameter(_OWNER, name, [*_FIELDS, "do_sample"])
-    return SamplingParams(**(values | _sampling_fields(given)))
+    fields |= _sampling_fields(given)
+    return GenerationDefaults(
+        fields=fields, params=SamplingParams(**fields), eos_token_ids=eos_token_ids
+    )
+
+
+def listed_token_ids(*eos_token_ids: Any) -> tuple[int, ...]:
+    """The ids that values of ``eos_token_id`` name, ascending: each none, one or a list; negative ones mean none.
+
+    Raises:
+        ModelLoadError: a value is something else.
+    """
+    found: set[int] = set()
+    for value in eos_token_ids:
+        listed = value if isinstance(value, list | tuple) else [] if value is None else [value]
+        if not all(isinstance(token_id, int) for token_id in listed):
+            msg = f"eos_token_id must be an int or a list of ints, got {value!r}"
+            raise ModelLoadError(msg)
+        found.update(listed)
+    return tuple(sorted(token_id for token_id in found if token_id >= 0))
 
 
 def _find_file(folder: Path | None, source: str | Path) -> Path | None:
@@ -88,15 +139,3 @@ def _sampling_fields(content: Mapping[str, Any]) -> dict[str, Any]:
     if content.get("do_sample") is False:
         found["temperature"] = 0.0
     return found
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        msg = f"{str(path)!r} cannot be read as JSON ({error})"
-        raise ModelLoadError(msg) from error
-    if not isinstance(content, dict):
-        msg = f"{str(path)!r} must hold a JSON object, got {type(content).__name__}"
-        raise ModelLoadError(msg)
-    return content

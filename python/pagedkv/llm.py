@@ -197,7 +197,7 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """The parameters of calls that bring none, a copy: the checkpoint's own, see ``generation_config``."""
-        return self.llm_engine.parts.default_params.clone()
+        return self.llm_engine.parts.generation_defaults.params.clone()
 
     def stats(self) -> EngineStats:
         """Slots held and used, blocks shared, copies, cached tokens, preemptions, times; see ``EngineClock.figures``."""

@@ -14,10 +14,11 @@ import torch
 from pagedkv import _core
 from pagedkv.attention import create_backend, resolve_backend
 from pagedkv.batch_runner import BatchRunner
-from pagedkv.generation_defaults import load_default_params
+from pagedkv.generation_defaults import load_generation_defaults
 from pagedkv.kv_cache import KvCache
 from pagedkv.kv_sizing import log_kv_size, size_kv_cache
 from pagedkv.model_runner import ModelRunner
+from pagedkv.models.files import resolve_model_folder
 from pagedkv.models.loading import load_model
 from pagedkv.sampling.sampler import Sampler
 from pagedkv.sequence_runner import SequenceRunner
@@ -27,9 +28,9 @@ from pagedkv.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from pagedkv.batch_runner import Runner
     from pagedkv.config import EngineConfig
+    from pagedkv.generation_defaults import GenerationDefaults
     from pagedkv.kv_sizing import KvSize
     from pagedkv.models.loading import LoadedModel
-    from pagedkv.sampling_params import SamplingParams
     from pagedkv.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class EngineParts:
         kv_cache: the memory of keys and values.
         kv_size: its size.
         eos_token_ids: ids that end a sequence.
-        default_params: of requests that bring none.
+        generation_defaults: what holds for requests that do not say otherwise.
     """
 
     scheduler: _core.Scheduler
@@ -65,7 +66,7 @@ class EngineParts:
     kv_cache: KvCache
     kv_size: KvSize
     eos_token_ids: tuple[int, ...]
-    default_params: SamplingParams
+    generation_defaults: GenerationDefaults
 
 
 def build_engine(config: EngineConfig) -> EngineParts:
@@ -80,8 +81,15 @@ def build_engine(config: EngineConfig) -> EngineParts:
     device = resolve_device(config.device)
     backend_name = resolve_backend(config.attention_backend, device)
     name = demo_folder() if str(config.model) == DEMO_MODEL else config.model
+    folder = resolve_model_folder(
+        name, revision=config.revision, with_code=config.trust_remote_code
+    )
+    # Read before the weights, so that what is wrong with it is said at once.
+    defaults = load_generation_defaults(
+        folder, source=config.generation_config, overrides=config.override_generation_config
+    )
     loaded = load_model(
-        name,
+        folder,
         revision=config.revision,
         dtype=config.dtype,
         device=device,
@@ -97,7 +105,7 @@ def build_engine(config: EngineConfig) -> EngineParts:
             config.tokenizer or loaded.folder, trust_remote_code=config.trust_remote_code
         )
         _warn_of_foreign_tokenizer(tokenizer, loaded)
-    parts = assemble(config, loaded, tokenizer, backend_name=backend_name)
+    parts = assemble(config, loaded, tokenizer, defaults, backend_name=backend_name)
     logger.info("engine ready after %.1f s", time.monotonic() - started)
     return parts
 
@@ -106,6 +114,7 @@ def assemble(
     config: EngineConfig,
     loaded: LoadedModel,
     tokenizer: Tokenizer | None,
+    defaults: GenerationDefaults,
     *,
     backend_name: str,
 ) -> EngineParts:
@@ -149,7 +158,7 @@ def assemble(
         hash_key=secrets.randbits(64),
     )
     arena = StepArena(scheduler.sizes)
-    eos_token_ids = set(loaded.eos_token_ids)
+    eos_token_ids = {*loaded.eos_token_ids, *defaults.eos_token_ids}
     if tokenizer is not None:
         eos_token_ids.update(tokenizer.eos_token_ids)
     return EngineParts(
@@ -162,11 +171,7 @@ def assemble(
         kv_cache=kv_cache,
         kv_size=kv_size,
         eos_token_ids=tuple(sorted(t for t in eos_token_ids if t < loaded.vocab_size)),
-        default_params=load_default_params(
-            loaded.folder,
-            source=config.generation_config,
-            overrides=config.override_generation_config,
-        ),
+        generation_defaults=defaults,
     )
 
 

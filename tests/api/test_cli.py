@@ -122,8 +122,10 @@ def test_flags_become_parameters_and_settings():
         *("--kv-cache-memory", "2G", "--no-prefix-caching", "--max-num-seqs", "8"),
         *("--fuse-projections", "off", "--no-latent-kv-cache"),
     )
-    params = sampling_params(options)
+    params = sampling_params(options, {"temperature": 0.6, "top_p": 0.5, "max_tokens": 9})
     assert (params.n, params.top_p, params.stop, params.max_tokens) == (2, 0.9, ["a", "b"], 128)
+    assert params.temperature == 0.6
+    assert sampling_params(options, {}).temperature == 0.8
     assert engine_arguments(options) == {
         "max_num_seqs": 8,
         "kv_cache_memory_bytes": 2 << 30,

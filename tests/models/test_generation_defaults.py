@@ -6,7 +6,7 @@ import pytest
 
 from pagedkv import LLM, SamplingParams
 from pagedkv.errors import ModelLoadError, UnknownParameterError
-from pagedkv.generation_defaults import load_default_params
+from pagedkv.generation_defaults import load_generation_defaults
 
 AUTHORS = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "max_new_tokens": 7}
 
@@ -17,7 +17,7 @@ def written(folder, name, content):
 
 
 def defaults(folder, source="auto", overrides=None):
-    return load_default_params(folder, source=source, overrides=overrides)
+    return load_generation_defaults(folder, source=source, overrides=overrides).params
 
 
 def test_the_values_of_generation_config_are_taken_and_unset_ones_stay_neutral(tmp_path):
@@ -64,6 +64,30 @@ def test_bad_values_are_named_with_where_they_came_from(tmp_path):
         defaults(tmp_path)
 
 
+def test_the_settings_are_refused_before_a_model_is_looked_for(tmp_path):
+    with pytest.raises(ValueError, match=r"a folder with generation_config\.json, got 'nowhere'"):
+        LLM(tmp_path / "no model", generation_config="nowhere")
+    with pytest.raises(UnknownParameterError, match="top_q"):
+        LLM(tmp_path / "no model", override_generation_config={"top_q": 0.5})
+    with pytest.raises(ValueError, match="top_p"):
+        LLM(tmp_path / "no model", override_generation_config={"top_p": 5.0})
+
+
+@pytest.mark.parametrize(
+    ("eos_token_id", "expected"), [(None, ()), (5, (5,)), ([7, 3, 7], (3, 7)), (-1, ())]
+)
+def test_ending_ids_may_be_none_one_or_several(eos_token_id, expected, tmp_path):
+    written(tmp_path, "generation_config.json", {"eos_token_id": eos_token_id})
+    loaded = load_generation_defaults(tmp_path, source="auto", overrides=None)
+    assert loaded.eos_token_ids == expected
+
+
+def test_an_ending_id_that_is_no_number_is_named_with_its_file(tmp_path):
+    written(tmp_path, "generation_config.json", {"eos_token_id": "</s>"})
+    with pytest.raises(ModelLoadError, match=r"generation_config\.json.*eos_token_id.*'</s>'"):
+        defaults(tmp_path)
+
+
 def test_generate_takes_the_defaults_and_explicit_parameters_stay_as_given():
     overrides = {"do_sample": False, "max_new_tokens": 3}
     with LLM("demo", kv_cache_memory=16 << 20, override_generation_config=overrides) as llm:
@@ -73,3 +97,15 @@ def test_generate_takes_the_defaults_and_explicit_parameters_stay_as_given():
         (given,) = llm.generate("Once upon", explicit, use_tqdm=False)
     assert len(given.outputs[0].token_ids) == 5
     assert by_default.outputs[0].token_ids == given.outputs[0].token_ids[:3]
+
+
+def test_another_folders_ending_ids_end_a_sequence_too(tmp_path):
+    with LLM("demo", kv_cache_memory=16 << 20) as llm:
+        (output,) = llm.generate("Once upon", SamplingParams(temperature=0.0), use_tqdm=False)
+    token_ids = list(output.outputs[0].token_ids)
+    assert token_ids[2] not in token_ids[:2]
+    written(tmp_path, "generation_config.json", {"do_sample": False, "eos_token_id": token_ids[2]})
+    with LLM("demo", kv_cache_memory=16 << 20, generation_config=tmp_path) as llm:
+        (output,) = llm.generate("Once upon", use_tqdm=False)
+    assert list(output.outputs[0].token_ids) == token_ids[:3]
+    assert output.outputs[0].finish_reason == "stop"

@@ -8,8 +8,17 @@ from tidy.sources import PACKAGE, ROOT, files_with, parsed, relative
 # From the bottom up. A module may import its own package, modules of its own line, and those of the lines above it
 # in this list (the layers below); never one further down. `__init__` and `__main__` stand above all.
 LAYERS = [
-    {"_core", "errors"},
-    {"sampling_params", "outputs", "config", "stats", "progress", "interrupts", "catalog"},
+    {"_core", "errors", "json_files"},
+    {
+        "sampling_params",
+        "generation_defaults",
+        "outputs",
+        "config",
+        "catalog",
+        "stats",
+        "progress",
+        "interrupts",
+    },
     {
         "step_buffers",
         "attention",
@@ -18,7 +27,6 @@ LAYERS = [
         "tokenizer",
         "chat",
         "requests",
-        "generation_defaults",
     },
     {"models", "sampling"},
     {"kv_cache", "kv_sizing", "request_state"},

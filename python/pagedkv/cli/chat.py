@@ -21,11 +21,12 @@ def run(options: argparse.Namespace) -> int:
     if options.model is None and not options.demo:
         msg = "no model given; name a folder or a hub id, or use --demo for the bundled model"
         raise ValueError(msg)
-    params = sampling_params(options)
-    if params.n != 1:
-        msg = f"chat shows one answer, so --n must be 1, got {params.n}"
+    # A mistake in a flag is said before the model is loaded.
+    if (n := sampling_params(options, {}).n) != 1:
+        msg = f"chat shows one answer, so --n must be 1, got {n}"
         raise ValueError(msg)
     with open_llm(options, "demo" if options.demo else options.model) as llm:
+        params = sampling_params(options, llm.llm_engine.parts.generation_defaults.fields)
         outputs = _talk(llm, params, system=options.system)
         if not options.quiet:
             print_summary(llm.stats(), outputs)

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 def run(options: argparse.Namespace) -> int:
     """Continues the prompts; returns the exit status."""
     model, prompts = model_and_prompts(options)
-    params = sampling_params(options)
+    # A mistake in a flag is said before the model is loaded.
+    sampling_params(options, {})
     outputs: list[RequestOutput] = []
     with open_llm(options, model) as llm:
+        params = sampling_params(options, llm.llm_engine.parts.generation_defaults.fields)
         if len(prompts) == 1 and params.n == 1:
             print(prompts[0], end="", flush=True)
             output = print_stream(llm.stream(prompts[0], params))

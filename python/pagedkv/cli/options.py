@@ -6,6 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pagedkv.sampling_params import SamplingParams
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -81,20 +83,22 @@ def add_engine_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--verbose", action="store_true", help="log what the engine does")
 
 
-def sampling_params(options: argparse.Namespace) -> SamplingParams:
+def sampling_params(options: argparse.Namespace, defaults: Mapping[str, Any]) -> SamplingParams:
     """The sampling parameters that the flags ask for.
+
+    Args:
+        options: the flags.
+        defaults: fields that the checkpoint's author set; flags win.
 
     Raises:
         ValueError: a value out of range.
     """
     from pagedkv.sampling_params import SamplingParams
 
-    given = _given(options, _SAMPLING)
     # A terminal shows one continuation best when it is neither dull nor wild.
-    given.setdefault("temperature", 0.8)
-    return SamplingParams(
-        max_tokens=options.max_tokens, stop=options.stop, ignore_eos=options.ignore_eos, **given
-    )
+    fields = {"temperature": 0.8} | dict(defaults) | _given(options, _SAMPLING)
+    fields["max_tokens"] = options.max_tokens
+    return SamplingParams(stop=options.stop, ignore_eos=options.ignore_eos, **fields)
 
 
 def engine_arguments(options: argparse.Namespace) -> dict[str, Any]:

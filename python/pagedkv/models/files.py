@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -10,6 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 
 from pagedkv.errors import ModelLoadError
+from pagedkv.json_files import read_json_object
 
 _DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 _NOT_DOWNLOADED = ["original/*", "consolidated*", "*.gguf", "*.onnx"]
@@ -56,14 +56,14 @@ def check_model_files(folder: Path) -> None:
     """
     if not (folder / "config.json").is_file():
         raise ModelLoadError(_why_no_model(folder))
-    _read_json(folder / "config.json")
+    read_json_object(folder / "config.json")
     for path in _weight_files(folder):
         _check_weight_file(path)
 
 
 def _why_no_model(folder: Path) -> str:
     if (folder / "adapter_config.json").is_file():
-        base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        base = read_json_object(folder / "adapter_config.json").get("base_model_name_or_path")
         return (
             f"{str(folder)!r} is a PEFT adapter, not a model; merge it into its base model "
             f"({base}) with peft's merge_and_unload() and save that"
@@ -86,7 +86,7 @@ def _why_no_model(folder: Path) -> str:
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        weight_map = _read_json(index).get("weight_map")
+        weight_map = read_json_object(index).get("weight_map")
         if not isinstance(weight_map, dict):
             msg = f"{str(index)!r} has no 'weight_map'; download the model again"
             raise ModelLoadError(msg)
@@ -117,18 +117,6 @@ def _check_weight_file(path: Path) -> None:
     except (SafetensorError, OSError) as error:
         msg = f"weight file {str(path)!r} is damaged or cut short ({error}); download it again"
         raise ModelLoadError(msg) from error
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        msg = f"{str(path)!r} cannot be read as JSON ({error})"
-        raise ModelLoadError(msg) from error
-    if not isinstance(content, dict):
-        msg = f"{str(path)!r} must hold a JSON object, got {type(content).__name__}"
-        raise ModelLoadError(msg)
-    return content
 
 
 def _download(name: str, *, revision: str | None, with_code: bool) -> Path:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pagedkv.attention.interface import SHAPE_PROBE_NAME
 from pagedkv.errors import ModelLoadError, UnsupportedModelError
+from pagedkv.generation_defaults import listed_token_ids
 from pagedkv.models.checks import check_config
 from pagedkv.models.context_length import resolve_max_model_len
 from pagedkv.models.experts import use_padded_experts
@@ -263,11 +264,5 @@ def _probe_shapes(config: PretrainedConfig, *, trust_remote_code: bool) -> None:
 
 def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
     """The union of what the generation configuration and the model's configuration name."""
-    found: set[int] = set()
-    for config in (model.generation_config, model.config):
-        value = getattr(config, "eos_token_id", None)
-        if isinstance(value, int):
-            found.add(value)
-        elif value is not None:
-            found.update(int(token_id) for token_id in value)
-    return tuple(sorted(token_id for token_id in found if token_id >= 0))
+    configs = (model.generation_config, model.config)
+    return listed_token_ids(*(getattr(config, "eos_token_id", None) for config in configs))
