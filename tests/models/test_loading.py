@@ -143,7 +143,8 @@ def test_a_truncated_weight_file_is_named(damaged):
 
 
 def test_a_missing_shard_is_named(damaged):
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (damaged / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (damaged / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelLoadError, match=r"model-00001-of-00002\.safetensors' is missing"):
         load(damaged)

@@ -56,8 +56,8 @@ def check_model_files(folder: Path) -> None:
     """
     if not (folder / "config.json").is_file():
         raise ModelLoadError(_why_no_model(folder))
-    read_json_object(folder / "config.json")
-    for path in _weight_files(folder):
+    config = read_json_object(folder / "config.json")
+    for path in _weight_files(folder, named=config.get("transformers_weights")):
         _check_weight_file(path)
 
 
@@ -83,17 +83,17 @@ def _why_no_model(folder: Path) -> str:
     return f"{str(folder)!r} is not a model: it has no config.json"
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map = read_json_object(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            msg = f"{str(index)!r} has no 'weight_map'; download the model again"
-            raise ModelLoadError(msg)
-        return [folder / str(name) for name in sorted(set(weight_map.values()))]
+def _weight_files(folder: Path, *, named: str | None) -> list[Path]:
+    """The files that transformers reads: the one that the configuration names, else one file rather than shards."""
+    if named is not None:
+        path = folder / named
+        return _shards(path) if path.name.endswith(".index.json") else [path]
     single = folder / "model.safetensors"
     if single.is_file():
         return [single]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return _shards(index)
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         msg = (
@@ -104,6 +104,15 @@ def _weight_files(folder: Path) -> list[Path]:
         raise ModelLoadError(msg)
     msg = f"{str(folder)!r} has no weights: neither model.safetensors nor model.safetensors.index.json"
     raise ModelLoadError(msg)
+
+
+def _shards(index: Path) -> list[Path]:
+    content = read_json_object(index)
+    for name in ("weight_map", "metadata"):
+        if not isinstance(content.get(name), dict):
+            msg = f"{str(index)!r} has no object {name!r}; download the model again"
+            raise ModelLoadError(msg)
+    return [index.parent / str(name) for name in sorted(set(content["weight_map"].values()))]
 
 
 def _check_weight_file(path: Path) -> None:
