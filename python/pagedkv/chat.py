@@ -70,6 +70,8 @@ def render_chat(
         )
         raise ValueError(msg)
     hf_tokenizer = tokenizer.hf_tokenizer
+    if chat_template is not None:
+        _check_template(chat_template, own=getattr(hf_tokenizer, "chat_template", None))
     if chat_template is None and not getattr(hf_tokenizer, "chat_template", None):
         msg = (
             "the model has no chat template, so it is not known how to write messages for it; "
@@ -94,6 +96,19 @@ def render_chat(
         msg = f"the chat template refuses these messages (roles: {roles}): {error}"
         raise ValueError(msg) from error
     return str(text)
+
+
+def _check_template(chat_template: str, *, own: object) -> None:
+    """Checks that what was passed is a template or the name of one: other text would take the messages' place.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    names = sorted(own) if isinstance(own, Mapping) else []
+    if chat_template not in names and "{{" not in chat_template and "{%" not in chat_template:
+        known = f" or one of the model's templates ({', '.join(names)})" if names else ""
+        msg = f"chat_template must be a Jinja template{known}, got {chat_template!r}"
+        raise ValueError(msg)
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[ChatMessage], **options: Any) -> list[int]:

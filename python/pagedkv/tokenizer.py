@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 _CLEAN_UP_REACH = 12
 """Characters at the end of a text that clean-up may still edit: twice its longest pattern."""
+
+# What transformers reads a vocabulary with when it is not in tokenizer.json: import names and package names.
+_SENTENCEPIECE_PACKAGES = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
+_TIKTOKEN_PACKAGES = {"tiktoken": "tiktoken"}
 
 _REMEDY = (
     "pass tokenizer= with a folder or hub name that has one, "
@@ -49,6 +54,8 @@ def load_tokenizer(
         found = "is a file, not a folder" if path.exists() else "does not exist"
         msg = f"tokenizer {name!r} {found}; pass the folder that holds tokenizer.json"
         raise ModelLoadError(msg)
+    if is_local:
+        _check_packages(path)
 
     from transformers import AutoTokenizer
 
@@ -175,6 +182,39 @@ class Tokenizer:
         )
 
 
+def _check_packages(folder: Path) -> None:
+    """Checks that a vocabulary outside tokenizer.json can be read; transformers itself names the wrong package.
+
+    Raises:
+        ModelLoadError: a package is missing.
+    """
+    if (folder / "tokenizer.json").is_file():
+        return
+    file = next(iter(sorted(folder.glob("*.model"))), None)
+    if file is None:
+        return
+    # A line of base64 and a number, or a protocol buffer whose first byte is the number of a field.
+    with file.open("rb") as opened:
+        is_text = opened.read(1).isalnum()
+    kind = "tiktoken" if is_text else "SentencePiece"
+    packages = _TIKTOKEN_PACKAGES if is_text else _SENTENCEPIECE_PACKAGES
+    if missing := [package for name, package in packages.items() if not _is_installed(name)]:
+        msg = (
+            f"the tokenizer of {str(folder)!r} is the {kind} file {file.name}, which cannot be read "
+            f"without {' and '.join(missing)}; pip install {' '.join(missing)}, or pass "
+            "tokenizer= with a folder that has tokenizer.json"
+        )
+        raise ModelLoadError(msg)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        # A package around it is missing.
+        return False
+
+
 def _is_blank(hf_tokenizer: Any) -> bool:
     """Whether a tokenizer knows nothing but special tokens (and perhaps a marker of a space)."""
     added = getattr(hf_tokenizer, "added_tokens_decoder", {})
@@ -192,7 +232,7 @@ def _explain(name: str, error: Exception, *, is_local: bool) -> str:
             "pass trust_remote_code=True to run it"
         )
     reason = f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
-    if isinstance(error, ImportError):
+    if isinstance(error, ImportError) or "`tiktoken` is required" in text:
         return f"the tokenizer of {name!r} needs a package that is not installed ({reason})"
     if is_local:
         if "Couldn't instantiate the backend tokenizer" in text:
