@@ -3,7 +3,7 @@
 Peer: ``scaled_dot_product_attention`` over the same keys and values laid out contiguously, the faster of its grouped form
 and the one with key heads repeated beforehand. Each case takes turns between the two, in one process, and prints medians.
 Floors: decode must read every key and value once (bytes / measured read bandwidth), prefill must multiply (2 operations
-per number of a key and a value and query that attends it / measured peak of one core x threads).
+per number of a key and a value and query that attends it / torch's measured matrix product).
 
     python benches/attention.py --threads 2
 """
@@ -11,6 +11,7 @@ per number of a key and a value and query that attends it / measured peak of one
 import argparse
 import statistics
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +20,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from pagedkv import _core
 from pagedkv.attention.base import LayerCache, LayerSpec, StepInputs
 from pagedkv.attention.cpu_backend import CpuBackend
+
+Run = Callable[[], object]
+Clock = Callable[[], float]
 
 BLOCK_SIZE = 16
 # Beyond the last-level cache, so that nothing is read from it twice.
@@ -39,29 +43,29 @@ class Case:
     shared: bool = False
 
     @property
-    def num_layers(self):
+    def num_layers(self) -> int:
         """How many copies of the keys it takes to keep them out of the caches."""
         return 1 if self.query_len > 1 else max(1, -(-COLD_BYTES // self.kv_bytes))
 
     @property
-    def kv_bytes(self):
+    def kv_bytes(self) -> int:
         """Bytes of the keys and values of a layer."""
         size = self.batch * self.context * self.heads[1] * self.head_dim
         return 2 * size * torch.finfo(self.dtype).bits // 8
 
     @property
-    def flops(self):
+    def flops(self) -> float:
         """Operations of a causal prefill."""
         pairs = self.query_len * (self.context - self.query_len) + self.query_len**2 / 2
         return 4 * self.batch * self.heads[0] * self.head_dim * pairs
 
-    def __str__(self):
+    def __str__(self) -> str:
         kind = "decode" if self.query_len == 1 else "prefill"
         dtype = str(self.dtype).removeprefix("torch.")
         return f"{kind} {self.batch} x {self.context}, {self.heads[0]}/{self.heads[1]} x {self.head_dim}, {dtype}"
 
 
-def paged(case, layer_idx=0):
+def paged(case: Case, layer_idx: int = 0) -> Run:
     """A function that runs the paged kernel once."""
     num_heads, num_kv_heads = case.heads
     columns = -(-case.context // BLOCK_SIZE)
@@ -108,7 +112,7 @@ def paged(case, layer_idx=0):
     return lambda: backend.attend(layer, query, None)
 
 
-def contiguous(case, *, expanded):
+def contiguous(case: Case, *, expanded: bool) -> Run:
     """A function that runs torch's kernel once."""
     num_heads, num_kv_heads = case.heads
     repeat = num_heads // num_kv_heads if expanded else 1
@@ -122,11 +126,11 @@ def contiguous(case, *, expanded):
     )
 
 
-def in_turns(runs):
+def in_turns(runs: Sequence[Run]) -> Run:
     """A function that runs the next of ``runs`` each time."""
     state = iter(())
 
-    def run():
+    def run() -> None:
         nonlocal state
         following = next(state, None)
         if following is None:
@@ -137,7 +141,7 @@ def in_turns(runs):
     return run
 
 
-def medians(functions, *, seconds, clock):
+def medians(functions: Sequence[Run], *, seconds: float, clock: Clock) -> list[float]:
     """Median milliseconds of each function, all of them in turns."""
     times = [[] for _ in functions]
     for function in functions:
@@ -151,7 +155,7 @@ def medians(functions, *, seconds, clock):
     return [statistics.median(own) for own in times]
 
 
-def read_bandwidth(seconds, clock):
+def read_bandwidth(seconds: float, clock: Clock) -> float:
     """Bytes per second of a streaming read with all threads: the best of several."""
     numbers = torch.ones(64 * 2**20)
     best = 0.0
@@ -163,7 +167,7 @@ def read_bandwidth(seconds, clock):
     return best
 
 
-def matmul_peak(seconds, clock):
+def matmul_peak(seconds: float, clock: Clock) -> float:
     """Operations per second of torch's matrix product in float32: the best of several."""
     matrix = torch.randn(1024, 1024)
     best = 0.0
@@ -175,7 +179,7 @@ def matmul_peak(seconds, clock):
     return best
 
 
-def compare(case, *, seconds, clock, bandwidth, peak):
+def compare(case: Case, *, seconds: float, clock: Clock, bandwidth: float, peak: float) -> None:
     """Prints one line of the table."""
     ours = in_turns([paged(case) for _ in range(case.num_layers)])
     peers = [in_turns([contiguous(case, expanded=False) for _ in range(case.num_layers)])]
@@ -192,14 +196,14 @@ def compare(case, *, seconds, clock, bandwidth, peak):
     print(f"| {case} | {own:.2f} | {torch_ms:.2f} | {own / torch_ms:.2f} | {share} |", flush=True)
 
 
-def compare_shared(case, *, seconds, clock):
+def compare_shared(case: Case, *, seconds: float, clock: Clock) -> None:
     """Prints what sharing a prefix gains over distinct copies of its blocks."""
     distinct = replace(case, shared=False)
     own, other = medians([paged(case), paged(distinct)], seconds=seconds, clock=clock)
     print(f"| shared: {case} | {own:.2f} | {other:.2f} (distinct) | {other / own:.1f}x |  |")
 
 
-def cases(quick):
+def cases(*, quick: bool) -> Iterator[Case]:
     """The decode and prefill cases of the table."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     geometries = (((8, 8), 64), ((8, 2), 64), ((32, 8), 128))
@@ -225,7 +229,7 @@ def cases(quick):
                 )
 
 
-def main():
+def main() -> None:
     """Runs all cases."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=_core.num_threads())
@@ -249,7 +253,7 @@ def main():
     )
     print(f"torch matmul {peak / 1e9:.0f} GFLOP/s\n")
     print("| case | ours ms | torch ms | ours / torch | floor |\n|---|---|---|---|---|")
-    for case in cases(arguments.quick):
+    for case in cases(quick=arguments.quick):
         if arguments.only in str(case):
             compare(case, seconds=arguments.seconds, clock=clock, bandwidth=bandwidth, peak=peak)
     for heads, head_dim in (((8, 8), 64), ((8, 2), 64), ((32, 8), 128)):

@@ -1,0 +1,206 @@
+//! A chunk of keys against the queries of an item.
+
+use std::ops::Range;
+
+use crate::element::Element;
+use crate::item::{ItemKernel, MIN_ROWS_TO_PACK, PANELS_AT_ONCE, STATE_HEADER};
+use crate::pack::{ChunkRows, pack_keys, pack_values};
+use crate::product::{CHUNK, InPlace, MAX_ROWS, Packed, Scores, Sums};
+use crate::simd::{LANES, Line, Simd};
+use crate::softmax::{Bias, Part, State, adjust, merge, weigh};
+
+/// Values of a chunk.
+struct Stored<'a, E> {
+    values: &'a ChunkRows<E>,
+    next_keys: &'a ChunkRows<E>,
+    /// Whether they are in scratch memory too.
+    is_packed: bool,
+    /// Whether the scores of the only block are there already.
+    is_scored: bool,
+}
+
+impl<E: Element> ItemKernel<'_, E> {
+    /// Computes the states of all blocks over one chunk; merges or stores them.
+    #[inline(always)]
+    pub(super) fn fold_chunk<S: Simd>(
+        &mut self,
+        chunk: usize,
+        keys: &ChunkRows<E>,
+        next_keys: &ChunkRows<E>,
+    ) {
+        let (read, k_dim, v_dim) = (self.read(chunk), self.k_dim(), self.v_dim());
+        let values = self.rows(self.step.kv.values, chunk);
+        let within = read.start - chunk * CHUNK..read.end - chunk * CHUNK;
+        let panels = within.start / LANES..within.end.div_ceil(LANES);
+        // Values in place come in whole vectors.
+        let is_packed = self.num_rows() >= MIN_ROWS_TO_PACK || v_dim % LANES != 0;
+        let packed_keys = self.scratch.keys.as_mut_ptr().cast::<f32>();
+        let packed_values = self.scratch.values.as_mut_ptr().cast::<f32>();
+        let only = self.blocks::<S>().next().filter(|block| block.len() == self.num_rows());
+        // Keys that are used once are used before they leave the first-level cache.
+        let step = if only.is_some() { PANELS_AT_ONCE } else { CHUNK / LANES };
+        for first in panels.clone().step_by(step) {
+            let panels = first..panels.end.min(first + step);
+            // SAFETY: the rows come from views of these sizes; `prepare` made room for a chunk.
+            unsafe {
+                pack_keys::<S, E>(keys, k_dim, panels.clone(), packed_keys, &values, v_dim);
+            }
+            if let Some(block) = &only {
+                self.score::<S>(block, panels);
+            }
+        }
+        if is_packed {
+            // SAFETY: as above.
+            unsafe { pack_values::<S, E>(&values, v_dim, within, packed_values) };
+        }
+        let is_scored = only.is_some();
+        let stored = Stored { values: &values, next_keys, is_packed, is_scored };
+        for block in self.blocks::<S>() {
+            self.fold_block::<S>(&block, chunk, &stored);
+        }
+    }
+
+    /// Computes the states of a block over one chunk; merges or stores them.
+    #[inline(always)]
+    fn fold_block<S: Simd>(&mut self, block: &Range<usize>, chunk: usize, stored: &Stored<'_, E>) {
+        let mut attended = [const { 0..0 }; MAX_ROWS];
+        let attended = &mut attended[..block.len()];
+        let (mut around, mut common) = (CHUNK..0, 0..CHUNK);
+        for (keys, row) in attended.iter_mut().zip(block.clone()) {
+            *keys = self.attended(self.query_and_head(row).0, chunk);
+            common = common.start.max(keys.start)..common.end.min(keys.end);
+            if keys.start < keys.end {
+                around = around.start.min(keys.start)..around.end.max(keys.end);
+            }
+        }
+        if around.is_empty() {
+            return;
+        }
+        let length = self.output_length();
+        if !stored.is_scored {
+            self.score::<S>(block, around.start / LANES..around.end.div_ceil(LANES));
+        }
+        let mut part = Part { state: State::EMPTY, outputs: [None; MAX_ROWS] };
+        let added = self.scratch.added.as_ptr().cast::<f32>();
+        for (lane, keys) in attended.iter().enumerate().filter(|(_, keys)| !keys.is_empty()) {
+            let bias = self.bias(block.start + lane, chunk);
+            let scores = &mut self.scratch.weights[lane];
+            if bias.softcap.is_some() || bias.slope.is_some() {
+                adjust::<S>(scores, keys, bias);
+            }
+            (part.state.largest.0[lane], part.state.sum.0[lane]) = weigh::<S>(scores, keys);
+            part.outputs[lane] = Some(added.wrapping_add(lane * length));
+        }
+        self.scratch.added[..block.len() * length / LANES].fill(Line::ZERO);
+        self.add_values::<S>(attended, &common, stored);
+        self.keep::<S>(block, chunk, &part);
+    }
+
+    /// Scores of a block over some panels of packed keys.
+    #[inline(always)]
+    fn score<S: Simd>(&mut self, block: &Range<usize>, panels: Range<usize>) {
+        let scores = Scores {
+            query: self.scratch.query[block.start * self.k_dim()..].as_ptr(),
+            keys: self.scratch.keys.as_ptr().cast(),
+            dim: self.k_dim(),
+            panels,
+            scores: self.scratch.weights.as_mut_ptr().cast(),
+        };
+        // SAFETY: `prepare` made room for the queries, a chunk of keys and a block of scores.
+        unsafe { scores.compute::<S>(block.len()) };
+    }
+
+    /// Adds the weighted values of the keys that each row attends: those `common` to all rows
+    /// together, the others row by row, each row's in order.
+    #[inline(always)]
+    fn add_values<S: Simd>(
+        &mut self,
+        attended: &[Range<usize>],
+        common: &Range<usize>,
+        stored: &Stored<'_, E>,
+    ) {
+        // SAFETY: every key here is one that its rows attend.
+        unsafe {
+            if common.is_empty() {
+                for (row, keys) in attended.iter().enumerate() {
+                    self.add_to_rows::<S>(row..row + 1, keys.clone(), stored);
+                }
+                return;
+            }
+            for (row, keys) in attended.iter().enumerate() {
+                self.add_to_rows::<S>(row..row + 1, keys.start..common.start, stored);
+            }
+            self.add_to_rows::<S>(0..attended.len(), common.clone(), stored);
+            for (row, keys) in attended.iter().enumerate() {
+                self.add_to_rows::<S>(row..row + 1, common.end..keys.end, stored);
+            }
+        }
+    }
+
+    /// Adds the weighted values of `keys` to the outputs of rows of the block.
+    ///
+    /// # Safety
+    /// The rows attend the keys.
+    #[inline(always)]
+    unsafe fn add_to_rows<S: Simd>(
+        &mut self,
+        rows: Range<usize>,
+        keys: Range<usize>,
+        stored: &Stored<'_, E>,
+    ) {
+        if keys.is_empty() {
+            return;
+        }
+        let row_length = self.output_length();
+        let num_units = row_length / LANES;
+        let weights = self.scratch.weights[rows.start].as_ptr();
+        let outputs = self.scratch.added[rows.start * num_units..].as_mut_ptr().cast();
+        // SAFETY: the caller's promise; `prepare` made room for a block.
+        unsafe {
+            if stored.is_packed {
+                let values = Packed(self.scratch.values.as_ptr().cast());
+                let sums = Sums { weights, values, keys, num_units, outputs, row_length };
+                sums.add::<S>(rows.len());
+            } else {
+                let values = InPlace { rows: stored.values, next_keys: stored.next_keys };
+                let sums = Sums { weights, values, keys, num_units, outputs, row_length };
+                sums.add::<S>(rows.len());
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn bias(&self, row: usize, chunk: usize) -> Bias {
+        let (query, head) = self.query_and_head(row);
+        Bias {
+            softcap: self.step.params.softcap,
+            slope: self.step.params.alibi_slopes.map(|slopes| slopes[head]),
+            first_distance: (chunk * CHUNK) as f32 - query.position as f32,
+        }
+    }
+
+    /// Merges the state of a block over one chunk, or stores it.
+    #[inline(always)]
+    fn keep<S: Simd>(&mut self, block: &Range<usize>, chunk: usize, part: &Part) {
+        let length = self.output_length();
+        if self.is_final {
+            let outputs = self.scratch.outputs.as_mut_ptr().cast::<f32>();
+            let state = &mut self.scratch.states[block.start];
+            // SAFETY: there is room for all rows of the item, and of the block.
+            unsafe { merge::<S>(state, outputs.add(block.start * length), length, part) };
+            return;
+        }
+        for (lane, row) in
+            block.clone().enumerate().filter(|(lane, _)| part.outputs[*lane].is_some())
+        {
+            let (query, head) = self.query_and_head(row);
+            let stored = self.stored_state(query, head, chunk);
+            stored[0] = part.state.largest.0[lane];
+            stored[1] = part.state.sum.0[lane];
+            let added = self.scratch.added[lane * length / LANES..].iter();
+            for (numbers, line) in stored[STATE_HEADER..].chunks_exact_mut(LANES).zip(added) {
+                numbers.copy_from_slice(&line.0);
+            }
+        }
+    }
+}
