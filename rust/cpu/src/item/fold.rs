@@ -65,20 +65,21 @@ impl<E: Element> ItemKernel<'_, E> {
     fn fold_block<S: Simd>(&mut self, block: &Range<usize>, chunk: usize, stored: &Stored<'_, E>) {
         let mut attended = [const { 0..0 }; MAX_ROWS];
         let attended = &mut attended[..block.len()];
-        let (mut around, mut common) = (CHUNK..0, 0..CHUNK);
+        // From the first to the last key of any row, and those of all rows.
+        let (mut first, mut end, mut common) = (CHUNK, 0, 0..CHUNK);
         for (keys, row) in attended.iter_mut().zip(block.clone()) {
             *keys = self.attended(self.query_and_head(row).0, chunk);
             common = common.start.max(keys.start)..common.end.min(keys.end);
             if keys.start < keys.end {
-                around = around.start.min(keys.start)..around.end.max(keys.end);
+                (first, end) = (first.min(keys.start), end.max(keys.end));
             }
         }
-        if around.is_empty() {
+        if end == 0 {
             return;
         }
         let length = self.output_length();
         if !stored.is_scored {
-            self.score::<S>(block, around.start / LANES..around.end.div_ceil(LANES));
+            self.score::<S>(block, first / LANES..end.div_ceil(LANES));
         }
         let mut part = Part { state: State::EMPTY, outputs: [None; MAX_ROWS] };
         let added = self.scratch.added.as_ptr().cast::<f32>();
@@ -104,7 +105,7 @@ impl<E: Element> ItemKernel<'_, E> {
             keys: self.scratch.keys.as_ptr().cast(),
             dim: self.k_dim(),
             panels,
-            scores: self.scratch.weights.as_mut_ptr().cast(),
+            to: self.scratch.weights.as_mut_ptr().cast(),
         };
         // SAFETY: `prepare` made room for the queries, a chunk of keys and a block of scores.
         unsafe { scores.compute::<S>(block.len()) };

@@ -1,5 +1,6 @@
 //! AVX2 with FMA and F16C: a vector is two registers of eight lanes.
 
+#[allow(clippy::wildcard_imports, reason = "the instructions of the level, named as such")]
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};
@@ -64,10 +65,9 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn load_f16(from: *const f16) -> V {
-        let from = from.cast::<__m128i>();
         avx2!([
-            _mm256_cvtph_ps(_mm_loadu_si128(from)),
-            _mm256_cvtph_ps(_mm_loadu_si128(from.add(1)))
+            _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
+            _mm256_cvtph_ps(_mm_loadu_si128(from.add(8).cast()))
         ])
     }
 
