@@ -114,10 +114,10 @@ def test_rotary_frequencies_that_follow_the_longest_row_are_refused_when_nothing
 
 
 def test_a_mask_that_reaches_farther_than_the_cache_of_transformers_limits_the_context():
-    model = tiny_model("llama", sliding_window=7)
     with pytest.raises(UnsupportedModelError, match="pass max_model_len=7 or less"):
-        prepare_model(model, folder=None, max_model_len=8)
-    prepare_model(model, folder=None, max_model_len=7)
+        prepare_model(tiny_model("llama", sliding_window=7), folder=None, max_model_len=8)
+    loaded = prepare_model(tiny_model("llama", sliding_window=7), folder=None, max_model_len=7)
+    assert not loaded.on_slow_path
 
 
 def test_an_unknown_attention_argument_is_refused():
