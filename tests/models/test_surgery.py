@@ -21,8 +21,11 @@ def test_a_model_on_kernels_gives_the_logits_of_the_model_on_torch(model_type):
 def test_everything_exchanged_can_be_put_back():
     model = tiny_model("mixtral")
     before = {name: type(module) for name, module in model.named_modules()}
+    parameters = set(model.state_dict())
     num_exchanged = use_kernels(model)
     # Per layer: an activation, two norms and four projections; then the last norm, the head, and a router per layer.
     assert num_exchanged >= 4 * 7 + 2
+    assert set(model.state_dict()) == parameters
     assert use_torch(model) == num_exchanged
+    assert not any("forward" in vars(module) for module in model.modules())
     assert {name: type(module) for name, module in model.named_modules()} == before

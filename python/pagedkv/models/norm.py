@@ -38,22 +38,26 @@ class NormForm:
 _FORMS = (NormForm(0.0, True), NormForm(0.0, False), NormForm(1.0, False), NormForm(1.0, True))
 
 
-class KernelRmsNorm(nn.Module):
-    """A norm computed by the kernel; any other device, dtype or gradient runs the module it stands for."""
+class KernelRmsNorm:
+    """The forward of a norm, computed by the kernel; any other device, dtype or gradient runs the norm's own code.
 
-    def __init__(self, original: nn.Module, form: NormForm, *, epsilon: float) -> None:
-        """Stands for ``original``."""
-        super().__init__()
-        self.original = original
+    Attributes:
+        form: How the weight is applied.
+    """
+
+    def __init__(self, module: nn.Module, form: NormForm, *, epsilon: float) -> None:
+        """Stands for the forward of ``module``, whose weight it reads at every call."""
+        self._module = module
+        self._own_forward = module.forward
         self.form = form
-        self.epsilon = epsilon
+        self._epsilon = epsilon
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The norm of the last dimension; any shape."""
         dtype = kernel_dtype(hidden_states)
-        weight = self.original.get_parameter("weight")
+        weight = self._module.get_parameter("weight")
         if dtype is None or weight.dtype != hidden_states.dtype or not hidden_states.numel():
-            result: torch.Tensor = self.original(hidden_states)
+            result: torch.Tensor = self._own_forward(hidden_states)
             return result
         rows = as_rows(hidden_states)
         output = torch.empty(rows.shape, dtype=rows.dtype)
@@ -61,7 +65,7 @@ class KernelRmsNorm(nn.Module):
             shared_array(rows),
             shared_array(weight),
             shared_array(output),
-            epsilon=self.epsilon,
+            epsilon=self._epsilon,
             weight_offset=self.form.weight_offset,
             rounds_twice=self.form.rounds_twice,
             dtype=dtype,
