@@ -92,8 +92,9 @@ pub struct Step<'a, E> {
 }
 
 /// Runs the items of a step, parts first.
-pub(crate) fn run_items<E: Element>(step: &Step<'_, E>, isa: Isa) -> Result<(), Error> {
-    let (step, plan) = (*step, step.plan);
+#[expect(clippy::large_types_passed_by_value, reason = "once per call")]
+pub(crate) fn run_items<E: Element>(step: Step<'_, E>, isa: Isa) -> Result<(), Error> {
+    let plan = step.plan;
     let state_size = STATE_HEADER + step.kv.values.shape()[3].next_multiple_of(LANES);
     STATES.with_borrow_mut(|memory| {
         let shape = [plan.num_states, state_size];
@@ -269,7 +270,7 @@ impl<E: Element> ItemKernel<'_, E> {
 
     /// Where the state of a query over one chunk is stored.
     #[inline(always)]
-    #[expect(clippy::mut_from_ref, reason = "one part writes it, then one final item reads it")]
+    #[expect(clippy::mut_from_ref, reason = "states are disjoint, and used by one item at a time")]
     fn stored_state(&self, query: Query, head: usize, chunk: usize) -> &mut [f32] {
         let num_heads = self.step.query.shape()[1];
         let index = query.first_state + (chunk - query.first_chunk) * num_heads + head;

@@ -46,7 +46,7 @@ pub(crate) struct Scores {
     pub(crate) dim: usize,
     pub(crate) panels: Range<usize>,
     /// `[rows, CHUNK]`, of which those of the panels are written.
-    pub(crate) to: *mut f32,
+    pub(crate) results: *mut f32,
 }
 
 impl Scores {
@@ -73,7 +73,7 @@ struct ScoresOf<const R: usize>(Scores);
 impl<const R: usize> Kernel for ScoresOf<R> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self(Scores { query, keys, dim, panels, to: scores }) = self;
+        let Self(Scores { query, keys, dim, panels, results: scores }) = self;
         let width = const { width(S::MAX_SUMS, R) };
         let mut panel = panels.start;
         // SAFETY: as `Scores::compute` was promised.

@@ -65,13 +65,13 @@ impl<E: Element> ItemKernel<'_, E> {
     fn fold_block<S: Simd>(&mut self, block: &Range<usize>, chunk: usize, stored: &Stored<'_, E>) {
         let mut attended = [const { 0..0 }; MAX_ROWS];
         let attended = &mut attended[..block.len()];
-        // From the first to the last key of any row, and those of all rows.
-        let (mut first, mut end, mut common) = (CHUNK, 0, 0..CHUNK);
+        let (mut around, mut common) = (0..0, 0..CHUNK);
         for (keys, row) in attended.iter_mut().zip(block.clone()) {
             *keys = self.attended(self.query_and_head(row).0, chunk);
             common = common.start.max(keys.start)..common.end.min(keys.end);
             if keys.start < keys.end {
-                (first, end) = (first.min(keys.start), end.max(keys.end));
+                let first = if around.end == 0 { CHUNK } else { around.start };
+                around = first.min(keys.start)..around.end.max(keys.end);
             }
         }
         if end == 0 {
@@ -105,7 +105,7 @@ impl<E: Element> ItemKernel<'_, E> {
             keys: self.scratch.keys.as_ptr().cast(),
             dim: self.k_dim(),
             panels,
-            to: self.scratch.weights.as_mut_ptr().cast(),
+            results: self.scratch.weights.as_mut_ptr().cast(),
         };
         // SAFETY: `prepare` made room for the queries, a chunk of keys and a block of scores.
         unsafe { scores.compute::<S>(block.len()) };

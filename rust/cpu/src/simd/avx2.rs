@@ -1,6 +1,8 @@
 //! AVX2 with FMA and F16C: a vector is two registers of eight lanes.
 
-#[allow(clippy::wildcard_imports, reason = "the instructions of the level, named as such")]
+#![expect(clippy::wildcard_imports, reason = "every second line is an instruction")]
+#![expect(clippy::cast_ptr_alignment, reason = "loads and stores that take any alignment")]
+
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};

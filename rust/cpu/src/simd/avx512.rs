@@ -3,7 +3,8 @@
 //! The BF16 extension has no part here: its dot product adds pairs of products and flushes
 //! subnormal numbers, so it cannot give the bits of the other levels.
 
-#[allow(clippy::wildcard_imports, reason = "the instructions of the level, named as such")]
+#![expect(clippy::wildcard_imports, reason = "every second line is an instruction")]
+
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};

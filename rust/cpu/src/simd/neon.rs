@@ -1,5 +1,7 @@
 //! NEON of 64-bit ARM: a vector is four registers of four lanes.
 
+#![expect(clippy::wildcard_imports, reason = "every second line is an instruction")]
+
 use std::arch::aarch64::*;
 
 use half::{bf16, f16};
