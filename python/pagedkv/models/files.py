@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
@@ -80,7 +80,8 @@ def _why_no_model(folder: Path) -> str:
         names = ", ".join(str(path) for path in below[:_MAX_CANDIDATES])
         more = f" and {len(below) - _MAX_CANDIDATES} more" if len(below) > _MAX_CANDIDATES else ""
         return f"{str(folder)!r} has no config.json; give one of the models below it: {names}{more}"
-    return f"{str(folder)!r} is not a model: it has no config.json"
+    hint = f"; {_download_hint(folder)}" if _hub_id(folder) else ""
+    return f"{str(folder)!r} is not a model: it has no config.json{hint}"
 
 
 def _weight_files(folder: Path, *, named: str | None) -> list[Path]:
@@ -102,7 +103,11 @@ def _weight_files(folder: Path, *, named: str | None) -> list[Path]:
             "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
         raise ModelLoadError(msg)
-    msg = f"{str(folder)!r} has no weights: neither model.safetensors nor model.safetensors.index.json"
+    hint = f"; {_download_hint(folder)}" if _hub_id(folder) else ""
+    msg = (
+        f"{str(folder)!r} has no weights: neither model.safetensors nor "
+        f"model.safetensors.index.json{hint}"
+    )
     raise ModelLoadError(msg)
 
 
@@ -110,22 +115,36 @@ def _shards(index: Path) -> list[Path]:
     content = read_json_object(index)
     for name in ("weight_map", "metadata"):
         if not isinstance(content.get(name), dict):
-            msg = f"{str(index)!r} has no object {name!r}; download the model again"
+            msg = f"{str(index)!r} has no object {name!r}; {_download_hint(index.parent)}"
             raise ModelLoadError(msg)
     return [index.parent / str(name) for name in sorted(set(content["weight_map"].values()))]
 
 
 def _check_weight_file(path: Path) -> None:
     if not path.is_file():
-        msg = f"weight file {str(path)!r} is missing; download the model again"
+        msg = f"weight file {str(path)!r} is missing; {_download_hint(path.parent)}"
         raise ModelLoadError(msg)
     try:
         # Opening compares the header's offsets with the length of the file.
         with safe_open(path, framework="pt") as _:
             pass
     except (SafetensorError, OSError) as error:
-        msg = f"weight file {str(path)!r} is damaged or cut short ({error}); download it again"
+        msg = f"weight file {str(path)!r} is damaged or cut short ({error}); {_download_hint(path.parent)}"
         raise ModelLoadError(msg) from error
+
+
+def _hub_id(folder: Path) -> str | None:
+    """The id of a model whose folder is a snapshot in a hub cache."""
+    owner, _, name = folder.parent.parent.name.partition("--")
+    is_snapshot = folder.parent.name == "snapshots" and owner == "models"
+    return name.replace("--", "/") if is_snapshot else None
+
+
+def _download_hint(folder: Path) -> str:
+    hub_id = _hub_id(folder)
+    if hub_id is None:
+        return "download the model again"
+    return f"the cached copy of {hub_id!r} is incomplete, complete it with: hf download {hub_id}"
 
 
 def _download(name: str, *, revision: str | None, with_code: bool) -> Path:
@@ -138,12 +157,25 @@ def _download(name: str, *, revision: str | None, with_code: bool) -> Path:
         msg = f"model {name!r} is neither a folder nor a valid hub id ({error})"
         raise ModelLoadError(msg) from error
     except LocalEntryNotFoundError as error:
-        msg = (
-            f"model {name!r} is not a folder here, is not in the local hub cache, and the hub cannot "
-            "be reached (offline, or HF_HUB_OFFLINE is set); give a folder, or connect"
-        )
-        raise ModelLoadError(msg) from error
+        raise ModelLoadError(_why_not_cached(name, revision)) from error
     except (HfHubHTTPError, OSError) as error:
         msg = f"model {name!r} cannot be fetched from the hub: {error}"
         raise ModelLoadError(msg) from error
     return Path(folder)
+
+
+def _why_not_cached(name: str, revision: str | None) -> str:
+    why = "and the hub cannot be reached (offline, or HF_HUB_OFFLINE is set)"
+    repository = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    commits = sorted(path.name for path in repository.glob("snapshots/*"))
+    if not commits:
+        return (
+            f"model {name!r} is not a folder here, is not in the local hub cache, {why}; give a "
+            "folder, or connect"
+        )
+    refs = repository / "refs"
+    named = sorted(str(path.relative_to(refs)) for path in refs.rglob("*") if path.is_file())
+    return (
+        f"revision {revision or 'main'!r} of model {name!r} is not in the local hub cache, {why}; "
+        f"pass a revision that is there ({', '.join([*named, *commits])}), or connect"
+    )
