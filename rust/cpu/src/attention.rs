@@ -73,7 +73,7 @@ pub fn paged_attention<E: Element>(
     let plan = Plan::new(query.shape(), kv, rows, params, num_threads()?)?;
     zero_padding(rows, output);
     let block_tables = rows.block_tables;
-    E::run_items(&Step { plan: &plan, query, kv, block_tables, params, output }, isa)
+    E::run_items(Step { plan: &plan, query, kv, block_tables, params, output }, isa)
 }
 
 fn check_geometry<E: Element>(

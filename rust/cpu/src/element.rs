@@ -32,7 +32,7 @@ pub trait Element: Copy + Send + Sync + 'static {
 
     /// Runs the items of a step: here, so that they are compiled with this crate, once per format.
     #[doc(hidden)]
-    fn run_items(step: &Step<'_, Self>, isa: Isa) -> Result<(), Error>;
+    fn run_items(step: Step<'_, Self>, isa: Isa) -> Result<(), Error>;
 
     /// `view` itself if its elements are f32.
     #[doc(hidden)]
@@ -65,7 +65,7 @@ impl Element for f32 {
         unsafe { S::transpose_f32(rows, dim, to) }
     }
 
-    fn run_items(step: &Step<'_, Self>, isa: Isa) -> Result<(), Error> {
+    fn run_items(step: Step<'_, Self>, isa: Isa) -> Result<(), Error> {
         run_items(step, isa)
     }
 
@@ -101,7 +101,7 @@ impl Element for bf16 {
         unsafe { S::transpose_bf16(rows, dim, to) }
     }
 
-    fn run_items(step: &Step<'_, Self>, isa: Isa) -> Result<(), Error> {
+    fn run_items(step: Step<'_, Self>, isa: Isa) -> Result<(), Error> {
         run_items(step, isa)
     }
 
@@ -135,7 +135,7 @@ impl Element for f16 {
         unsafe { S::transpose_f16(rows, dim, to) }
     }
 
-    fn run_items(step: &Step<'_, Self>, isa: Isa) -> Result<(), Error> {
+    fn run_items(step: Step<'_, Self>, isa: Isa) -> Result<(), Error> {
         run_items(step, isa)
     }
 

@@ -74,12 +74,12 @@ impl<E: Element> ItemKernel<'_, E> {
                 around = first.min(keys.start)..around.end.max(keys.end);
             }
         }
-        if end == 0 {
+        if around.is_empty() {
             return;
         }
         let length = self.output_length();
         if !stored.is_scored {
-            self.score::<S>(block, first / LANES..end.div_ceil(LANES));
+            self.score::<S>(block, around.start / LANES..around.end.div_ceil(LANES));
         }
         let mut part = Part { state: State::EMPTY, outputs: [None; MAX_ROWS] };
         let added = self.scratch.added.as_ptr().cast::<f32>();

@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C: a vector is two registers of eight lanes.
 
-#![expect(clippy::wildcard_imports, reason = "every second line is an instruction")]
+#![allow(clippy::wildcard_imports, reason = "every second line is an instruction")]
 #![expect(clippy::cast_ptr_alignment, reason = "loads and stores that take any alignment")]
 
 use std::arch::x86_64::*;
@@ -67,9 +67,10 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn load_f16(from: *const f16) -> V {
+        let from = from.cast::<__m128i>();
         avx2!([
-            _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
-            _mm256_cvtph_ps(_mm_loadu_si128(from.add(8).cast()))
+            _mm256_cvtph_ps(_mm_loadu_si128(from)),
+            _mm256_cvtph_ps(_mm_loadu_si128(from.add(1)))
         ])
     }
 

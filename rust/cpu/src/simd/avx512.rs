@@ -3,7 +3,7 @@
 //! The BF16 extension has no part here: its dot product adds pairs of products and flushes
 //! subnormal numbers, so it cannot give the bits of the other levels.
 
-#![expect(clippy::wildcard_imports, reason = "every second line is an instruction")]
+#![allow(clippy::wildcard_imports, reason = "every second line is an instruction")]
 
 use std::arch::x86_64::*;
 

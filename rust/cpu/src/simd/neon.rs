@@ -1,6 +1,6 @@
 //! NEON of 64-bit ARM: a vector is four registers of four lanes.
 
-#![expect(clippy::wildcard_imports, reason = "every second line is an instruction")]
+#![allow(clippy::wildcard_imports, reason = "every second line is an instruction")]
 
 use std::arch::aarch64::*;
 
