@@ -1,6 +1,7 @@
 """Checkpoints as they are found in the wild load as transformers loads them, and generate the same ids."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -222,6 +223,13 @@ def test_a_configuration_of_transformers_4(scaling, tmp_path):
     assert ids[0] != ids[1]
 
 
+def test_the_dtype_under_its_name_in_transformers_4(tmp_path):
+    save_tiny_model("llama", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_4_31 | {"torch_dtype": "bfloat16"}))
+    with open_llm(tmp_path) as llm:
+        assert llm.llm_engine.parts.loaded.dtype == torch.bfloat16
+
+
 def test_a_long_rope_as_transformers_4_wrote_it(tmp_path):
     factors = {"short_factor": [1.5] * 8, "long_factor": [4.0] * 8}
     save_tiny_model("phi3", tmp_path)
@@ -259,3 +267,20 @@ def test_each_of_several_ending_ids_ends_a_sequence(tmp_path):
     for ids, whole in zip(ended, free, strict=True):
         first = next(i for i, token_id in enumerate(whole) if token_id in last)
         assert ids == whole[: first + 1]
+
+
+def mapped_ranges(folder):
+    """The address ranges that this process maps of a checkpoint's weight files."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    addresses = [line.split()[0].split("-") for line in lines if line.endswith(".safetensors")]
+    assert any(str(folder) in line for line in lines)
+    return [range(int(low, 16), int(high, 16)) for low, high in addresses]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of mappings")
+def test_weights_are_used_where_the_file_is_mapped_without_a_copy(tmp_path):
+    save_sharded(tiny_model("llama", dtype=torch.bfloat16, hidden_size=128), tmp_path)
+    with open_llm(tmp_path, fuse_projections=False) as llm:
+        parameters = list(llm.llm_engine.parts.loaded.model.parameters())
+        ranges = mapped_ranges(tmp_path)
+        assert all(any(p.data_ptr() in mapped for mapped in ranges) for p in parameters)
