@@ -232,7 +232,13 @@ def _explain(name: str, error: Exception, *, is_local: bool) -> str:
             "pass trust_remote_code=True to run it"
         )
     reason = f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
-    if isinstance(error, ImportError) or "`tiktoken` is required" in text:
+    if "`tiktoken` is required" in text:
+        # What transformers says of a SentencePiece file too, when it cannot import sentencepiece.
+        return (
+            f"the tokenizer of {name!r} needs a package that is not installed; pip install "
+            "sentencepiece protobuf (for a SentencePiece file) or tiktoken (for a tiktoken file)"
+        )
+    if isinstance(error, ImportError):
         return f"the tokenizer of {name!r} needs a package that is not installed ({reason})"
     if is_local:
         if "Couldn't instantiate the backend tokenizer" in text:

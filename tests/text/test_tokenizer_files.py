@@ -120,6 +120,17 @@ def test_a_vocabulary_that_needs_a_package_names_it(name, content, message, tmp_
         load_tokenizer(tmp_path)
 
 
+def test_a_hub_tokenizer_that_needs_a_package_is_not_said_to_be_unreachable(monkeypatch):
+    from transformers import AutoTokenizer
+
+    def fail(*_, **__):
+        raise ValueError("`tiktoken` is required to read a `tiktoken` file. Install it.")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(ModelLoadError, match="'org/name' needs a package.*pip install sentencep"):
+        load_tokenizer("org/name")
+
+
 def test_a_sentencepiece_file_beside_tokenizer_json_needs_no_package(
     original, tmp_path, monkeypatch
 ):
