@@ -127,7 +127,7 @@ def test_a_hub_tokenizer_that_needs_a_package_is_not_said_to_be_unreachable(monk
         raise ValueError("`tiktoken` is required to read a `tiktoken` file. Install it.")
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", fail)
-    with pytest.raises(ModelLoadError, match="'org/name' needs a package.*pip install sentencep"):
+    with pytest.raises(ModelLoadError, match=r"'org/name' needs a package.*pip install sentencep"):
         load_tokenizer("org/name")
 
 
