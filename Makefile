@@ -148,7 +148,7 @@ $(CURDIR)/.uv/bin/uv:
 
 $(PY): | $(UV)
 	@command -v cargo >/dev/null \
-	|| { echo "error: cargo not found; install a stable Rust toolchain (1.88 or later)" >&2; exit 1; }
+	|| { echo "error: cargo not found; install a stable Rust toolchain (1.89 or later)" >&2; exit 1; }
 	@command -v cc >/dev/null \
 	|| { echo "error: no C compiler (cc); on Debian: apt-get install build-essential" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \

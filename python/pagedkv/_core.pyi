@@ -19,6 +19,7 @@ __all__ = [
     "TextDecoder",
     "TokenTable",
     "copy_blocks",
+    "cpu_isa",
     "gelu",
     "gelu_tanh",
     "gumbel_noise",
@@ -27,6 +28,7 @@ __all__ = [
     "num_threads",
     "paged_attention",
     "rms_norm",
+    "set_cpu_isa",
     "set_num_threads",
     "silu",
 ]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 BLOCK_SIZES = (8, 16, 32, 64, 128, 256)
 SCHEDULING_POLICIES = ("fcfs", "priority")
 MAX_NUM_SEQS_LIMIT = 65_536
+MAX_THREADS = 1024
 MAX_BATCHED_TOKENS_LIMIT = 1 << 22
 
 # Arguments of the classic API that have no effect yet, with the values that ask for nothing.
@@ -68,6 +69,8 @@ class EngineConfig:
         dtype: of weights, keys and values; "auto" for the checkpoint's own.
         device: "auto" takes a GPU where there is one.
         attention_backend: "auto", "cpu" or "torch".
+        num_threads: threads of the model's work on a CPU, torch's and the kernels'; None for as many as torch takes, which is
+            OMP_NUM_THREADS or the physical cores.
         cpu_kernels: on a CPU, compute linear layers, norms and activations in kernels made for few rows; False leaves them
             to torch.
         trust_remote_code: run Python code that the model brings.
@@ -103,6 +106,7 @@ class EngineConfig:
     dtype: str | torch.dtype = "auto"
     device: str | torch.device = "auto"
     attention_backend: str = "auto"
+    num_threads: int | None = None
     cpu_kernels: bool = True
     trust_remote_code: bool = False
     fuse_projections: bool | Literal["auto"] = "auto"
@@ -141,6 +145,7 @@ class EngineConfig:
             raise ValueError(msg)
         _check_range("max_model_len", self.max_model_len, low=2, high=1 << 30)
         _check_range("kv_cache_memory_bytes", self.kv_cache_memory_bytes, low=1, high=1 << 50)
+        _check_range("num_threads", self.num_threads, low=1, high=MAX_THREADS)
         _check_range("max_num_seqs", self.max_num_seqs, low=1, high=MAX_NUM_SEQS_LIMIT)
         _check_range("max_num_waiting", self.max_num_waiting, low=1, high=1 << 31)
         _check_range("max_logprobs", self.max_logprobs, low=0, high=1 << 20)
@@ -227,7 +232,7 @@ _TYPES: tuple[tuple[str, Callable[[object], bool], tuple[str, ...]], ...] = (
     (
         "an int or None",
         lambda value: value is None or _is_int(value),
-        ("max_model_len", "kv_cache_memory_bytes", "max_num_batched_tokens"),
+        ("max_model_len", "kv_cache_memory_bytes", "max_num_batched_tokens", "num_threads"),
     ),
     (
         "a number",

@@ -80,6 +80,8 @@ def build_engine(config: EngineConfig) -> EngineParts:
     started = time.monotonic()
     device = resolve_device(config.device)
     backend_name = resolve_backend(config.attention_backend, device)
+    if device.type == "cpu":
+        _set_threads(config.num_threads)
     name = demo_folder() if str(config.model) == DEMO_MODEL else config.model
     folder = resolve_model_folder(
         name, revision=config.revision, with_code=config.trust_remote_code
@@ -198,6 +200,13 @@ def _create_runner(
         max_num_batched_tokens=max_num_batched_tokens,
         vocab_size=loaded.vocab_size,
     )
+
+
+def _set_threads(num_threads: int | None) -> None:
+    """Torch and the kernels take turns, so both get as many; they sleep while the others work."""
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    _core.set_num_threads(torch.get_num_threads())
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

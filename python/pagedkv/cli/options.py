@@ -30,6 +30,7 @@ _ENGINE = (
     ("--revision", "revision", str, "branch, tag or commit of a hub id"),
     ("--dtype", "dtype", str, "auto, float32, bfloat16 or float16"),
     ("--device", "device", str, "auto, cpu, cuda or cuda:N"),
+    ("--num-threads", "num_threads", int, "threads on a CPU; as many as torch takes if left out"),
     ("--attention-backend", "attention_backend", str, "auto, cpu or torch"),
     ("--max-model-len", "max_model_len", int, "the longest context in tokens"),
     ("--block-size", "block_size", int, "tokens per KV block"),
