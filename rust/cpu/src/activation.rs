@@ -55,25 +55,31 @@ struct ActivationKernel<'a, E> {
     output: &'a mut [E],
 }
 
+/// `output = function(input)`, sixteen numbers at a time; the last ones with others of no meaning. A
+/// macro: a function that is passed as an argument would not be compiled for the level.
+macro_rules! map {
+    ($function:ident, $kernel:expr) => {{
+        let mut numbers = [0.0; LANES];
+        let outputs = $kernel.output.chunks_mut(LANES);
+        for (input, output) in $kernel.input.chunks(LANES).zip(outputs) {
+            E::copy_widened(input, &mut numbers[..input.len()]);
+            // SAFETY: a vector is loaded from, and stored to, an array of its size.
+            unsafe {
+                let result = $function::<S>(S::load(numbers.as_ptr()));
+                S::store(result, numbers.as_mut_ptr());
+            }
+            E::narrow(&numbers[..output.len()], output);
+        }
+    }};
+}
+
 impl<E: Element> Kernel for ActivationKernel<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         match self.activation {
-            Activation::Silu => map::<S, E>(self.input, self.output, silu::<S>),
-            Activation::Gelu => map::<S, E>(self.input, self.output, gelu::<S>),
-            Activation::GeluTanh => map::<S, E>(self.input, self.output, gelu_tanh::<S>),
+            Activation::Silu => map!(silu, self),
+            Activation::Gelu => map!(gelu, self),
+            Activation::GeluTanh => map!(gelu_tanh, self),
         }
-    }
-}
-
-/// Sixteen numbers at a time; the last ones with others of no meaning.
-#[inline(always)]
-fn map<S: Simd, E: Element>(input: &[E], output: &mut [E], function: impl Fn(S::V) -> S::V) {
-    let mut numbers = [0.0; LANES];
-    for (input, output) in input.chunks(LANES).zip(output.chunks_mut(LANES)) {
-        E::copy_widened(input, &mut numbers[..input.len()]);
-        // SAFETY: a vector is loaded from, and stored to, an array of its size.
-        unsafe { S::store(function(S::load(numbers.as_ptr())), numbers.as_mut_ptr()) };
-        E::narrow(&numbers[..output.len()], output);
     }
 }
