@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from attention.paged_batch import GROUP, Row, layer_spec, make_batch, poisoned
-from pagedkv.attention import LayerCache, resolve_backend
+from pagedkv.attention import LayerCache
 from pagedkv.attention.cpu_backend import CpuBackend
 from pagedkv.attention.torch_backend import TorchBackend
 
-HAS_CPU_BACKEND = resolve_backend("auto", torch.device("cpu")) == "cpu"
-BACKENDS = [TorchBackend, *([CpuBackend] if HAS_CPU_BACKEND else [])]
+BACKENDS = [TorchBackend, CpuBackend]
 ROWS = [Row(seq_len=40, query_len=1), Row(seq_len=23, query_len=23), Row(seq_len=30, query_len=7)]
 
 

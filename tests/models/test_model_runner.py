@@ -5,13 +5,12 @@ import torch
 
 from models.naive_engine import NaiveEngine
 from models.tiny import VOCAB_SIZE, random_prompts, tiny_model
-from pagedkv.attention import StepInputs, create_backend, resolve_backend
+from pagedkv.attention import StepInputs, create_backend
 from pagedkv.attention.context import StepContext, current_step, step_context
 from pagedkv.model_runner import ModelRunner
 from pagedkv.models import padded_rows, prepare_model
 
 CPU = torch.device("cpu")
-HAS_CPU_BACKEND = resolve_backend("auto", CPU) == "cpu"
 
 
 class RecordingBackend:
@@ -135,7 +134,6 @@ def test_the_model_called_by_itself_says_how_to_use_it_by_itself(loaded):
         loaded.model(input_ids=torch.ones(1, 4, dtype=torch.long))
 
 
-@pytest.mark.skipif(not HAS_CPU_BACKEND, reason="this build has no CPU kernels")
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "mixtral", "gpt_oss", "deepseek_v3"])
 def test_logits_have_the_same_bits_alone_and_in_a_batch_whatever_the_chunks(model_type):
     prompts = random_prompts([3, 17, 30, 9])
@@ -148,7 +146,6 @@ def test_logits_have_the_same_bits_alone_and_in_a_batch_whatever_the_chunks(mode
         assert torch.equal(torch.stack(logits), torch.stack(expected))
 
 
-@pytest.mark.skipif(not HAS_CPU_BACKEND, reason="this build has no CPU kernels")
 def test_logits_do_not_depend_on_the_number_of_threads():
     # Sizes that no number of threads divides. (Projections under 64 columns are left out: with three threads and more
     # torch's own product of such a width depends on their number.)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from typing import TYPE_CHECKING
 
 from pagedkv.attention.base import (
@@ -49,12 +47,9 @@ def resolve_backend(name: str, device: torch.device) -> str:
         msg = f"attention_backend must be one of {', '.join(BACKENDS)}, got {name!r}"
         raise ValueError(msg)
     if name == "auto":
-        return "cpu" if device.type == "cpu" and _has_cpu_kernels() else "torch"
+        return "cpu" if device.type == "cpu" else "torch"
     if name == "cpu" and device.type != "cpu":
         msg = f"attention_backend='cpu' needs device='cpu', got {device}; use 'torch' or 'auto'"
-        raise ValueError(msg)
-    if name == "cpu" and not _has_cpu_kernels():
-        msg = "attention_backend='cpu' needs the kernels of pagedkv._core, which this build lacks"
         raise ValueError(msg)
     return name
 
@@ -84,10 +79,3 @@ def create_backend(
     from pagedkv.attention.torch_backend import TorchBackend
 
     return TorchBackend(layers=layers, caches=caches)
-
-
-def _has_cpu_kernels() -> bool:
-    if importlib.util.find_spec("pagedkv._core") is None:
-        return False
-    core = importlib.import_module("pagedkv._core")
-    return hasattr(core, "paged_attention")

@@ -8,11 +8,12 @@ travel as int16 with the name of their dtype.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from pagedkv import _core
+from pagedkv.arrays import DTYPE_NAMES, shared_array
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,15 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from pagedkv.arrays import DTypeName
     from pagedkv.attention.base import LayerCache, LayerSpec, StepInputs
-
-_DTypeName = Literal["float32", "bfloat16", "float16"]
-
-_DTYPE_NAMES: dict[torch.dtype, _DTypeName] = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
 
 
 class CpuBackend:
@@ -153,13 +147,13 @@ class _CacheArrays(NamedTuple):
     keys: npt.NDArray[Any]
     values: npt.NDArray[Any]
     written_values: npt.NDArray[Any]
-    dtype: _DTypeName
+    dtype: DTypeName
     torch_dtype: torch.dtype
 
 
 def _cache_arrays(layer_idx: int, cache: LayerCache, *, is_latent: bool) -> _CacheArrays:
     dtype = cache.key.dtype
-    if dtype not in _DTYPE_NAMES or cache.value.dtype != dtype:
+    if dtype not in DTYPE_NAMES or cache.value.dtype != dtype:
         msg = (
             f"keys and values of layer {layer_idx} must both be float32, bfloat16 or float16 for "
             f"attention_backend='cpu', got {dtype} and {cache.value.dtype}; "
@@ -170,14 +164,14 @@ def _cache_arrays(layer_idx: int, cache: LayerCache, *, is_latent: bool) -> _Cac
         if tensor.device.type != "cpu":
             msg = f"cache of layer {layer_idx} must be on the cpu, got {tensor.device}"
             raise ValueError(msg)
-    values = _share(cache.value)
+    values = shared_array(cache.value)
     return _CacheArrays(
-        keys=_share(cache.key),
+        keys=shared_array(cache.key),
         values=values,
-        written_values=_share(cache.key.new_empty(*cache.key.shape[:3], 0))
+        written_values=shared_array(cache.key.new_empty(*cache.key.shape[:3], 0))
         if is_latent
         else values,
-        dtype=_DTYPE_NAMES[dtype],
+        dtype=DTYPE_NAMES[dtype],
         torch_dtype=dtype,
     )
 
@@ -188,17 +182,8 @@ def _array(tensor: torch.Tensor, dtype: torch.dtype) -> npt.NDArray[Any]:
         tensor = tensor.to(dtype)
     if tensor.stride(-1) != 1:
         tensor = tensor.contiguous()
-    return _share(tensor)
+    return shared_array(tensor)
 
 
 def _per_head(numbers: torch.Tensor | None) -> npt.NDArray[Any] | None:
     return None if numbers is None else numbers.detach().float().contiguous().numpy()
-
-
-def _share(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    if tensor.dtype is not torch.float32:
-        tensor = tensor.view(torch.int16)
-    array: npt.NDArray[Any] = tensor.numpy()
-    return array

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pagedkv import _core
-from pagedkv.models.arrays import as_rows, kernel_dtype, shared_array
+from pagedkv.arrays import as_rows, kernel_dtype, shared_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from pagedkv import _core
-from pagedkv.models.arrays import as_rows, kernel_dtype, shared_array
+from pagedkv.arrays import as_rows, kernel_dtype, shared_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pagedkv import _core
-from pagedkv.models.arrays import DTYPE_NAMES, as_rows, kernel_dtype, shared_array
+from pagedkv.arrays import DTYPE_NAMES, as_rows, kernel_dtype, shared_array
 
 _TRIAL_ROWS = 8
 # Differences to the module that are rounding: the last bits of a mean over a row, summed in another order.
