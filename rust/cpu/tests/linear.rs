@@ -4,7 +4,7 @@
 mod support;
 
 use pagedkv_cpu::{
-    RmsNorm, View, ViewMut, bf16, f16, linear, rms_norm, row_major, set_num_threads,
+    Isa, RmsNorm, View, ViewMut, bf16, f16, linear, rms_norm, row_major, set_num_threads,
 };
 use proptest::prelude::*;
 use support::Stored;
@@ -212,4 +212,24 @@ fn a_row_of_a_norm_has_the_same_bits_alone_and_among_others() {
     for (row, outputs) in input.chunks(515).zip(together.chunks(515)).step_by(37) {
         assert_eq!(normed(norm, row, [1, 515]), outputs);
     }
+}
+
+#[test]
+fn every_level_with_a_fused_multiply_add_gives_the_bits_of_its_scalar_twin() {
+    let product = Product { rows: 7, inputs: 1031, columns: 53, gap: 1, has_bias: true };
+    let norm = RmsNorm { epsilon: 1e-6, weight_offset: 1.0, rounds_twice: true };
+    let input = numbers::<bf16>(9 * 515, 4);
+    let best = Isa::best();
+    let results = || {
+        let narrow = normed(norm, &input, [9, 515]).iter().map(|number| number.to_bits()).collect();
+        let product = product.output::<f32>().iter().map(|number| number.to_bits()).collect();
+        (product, narrow)
+    };
+    Isa::Fused.choose().unwrap();
+    let twin: (Vec<u32>, Vec<u16>) = results();
+    for isa in Isa::ALL.into_iter().filter(|isa| *isa != Isa::Plain && isa.is_available()) {
+        isa.choose().unwrap();
+        assert_eq!(results(), twin, "{}", isa.name());
+    }
+    best.choose().unwrap();
 }
