@@ -4,8 +4,8 @@
 
 Every part of a step is wrapped by a clock; time counts for the innermost part that is running, so
 the parts add up to the step. Steps run with and without the clocks in turn, which shows what the
-clocks cost. `floor` is the time of the step's linear layers alone: the same matrices and row counts,
-called in a row with nothing between.
+clocks cost. `floor` is the time of the step's linear layers alone in torch: the same matrices and row
+counts, called in a row with nothing between.
 """
 
 import argparse
@@ -229,7 +229,9 @@ def linear_floor(engine: Any, *, num_rows: int) -> float:
     from pagedkv.models import padded_rows
 
     linears = [
-        module for module in engine.parts.loaded.model.modules() if type(module) is torch.nn.Linear
+        module
+        for module in engine.parts.loaded.model.modules()
+        if isinstance(module, torch.nn.Linear)
     ]
     weights = [module.weight for module in linears]
     rows = padded_rows(num_rows)

@@ -22,4 +22,5 @@ def test_the_parts_of_a_step_add_up_to_the_step():
             assert parts[name] > 0, name
         # Medians of parts against the median of the whole: equal but for the noise of the machine.
         assert 0.7 < sum(parts.values()) / result["clocked_ms"] < 1.3
-        assert 0 < result["floor_ms"] < result["clocked_ms"]
+        # All linear layers of the model, not none of them.
+        assert 0.05 * parts["projections"] < result["floor_ms"] < result["clocked_ms"]
