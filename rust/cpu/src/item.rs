@@ -21,16 +21,16 @@ use crate::dispatch::dispatch;
 use crate::element::Element;
 use crate::error::Error;
 use crate::isa::Isa;
-use crate::pack::{ChunkRows, chunk_rows};
+use crate::pack::{AHEAD, ChunkRows, chunk_rows};
 use crate::plan::{Item, Plan, Query};
-use crate::product::{CHUNK, MAX_ROWS, block_size};
+use crate::product::{CHUNK, MAX_ROWS, UNIT, block_size};
 use crate::simd::{Kernel, LANES, Line, Simd};
 use crate::softmax::{Part, State, merge};
 use crate::threads::for_each;
 use crate::view::{View, ViewMut};
 
 /// Rows from which on it pays to rearrange values.
-const MIN_ROWS_TO_PACK: usize = 13;
+const MIN_ROWS_TO_PACK: usize = 3;
 
 /// Panels of keys that are packed and used together where there is one block of rows.
 const PANELS_AT_ONCE: usize = 4;
@@ -50,7 +50,7 @@ struct Scratch {
     query: Vec<f32>,
     /// `[panel, k_dim, 16]`
     keys: Vec<Line>,
-    /// `[unit, CHUNK, 16]`
+    /// `[unit, UNIT, 16]`
     values: Vec<Line>,
     /// `[row, v_lines]`: outputs over the chunks so far
     outputs: Vec<Line>,
@@ -130,14 +130,8 @@ impl<E: Element> Kernel for ItemKernel<'_, E> {
         if self.is_final {
             self.start_from_parts::<S>();
         }
-        let chunks = self.item.chunks.clone();
-        let mut keys = None;
-        for chunk in chunks.clone() {
-            let storage = self.step.kv.keys;
-            let own = if let Some(keys) = keys { keys } else { self.rows(storage, chunk) };
-            let next = if chunk + 1 < chunks.end { self.rows(storage, chunk + 1) } else { own };
-            self.fold_chunk::<S>(chunk, &own, &next);
-            keys = Some(next);
+        for chunk in self.item.chunks.clone() {
+            self.fold_chunk::<S>(chunk);
         }
         if self.is_final {
             self.write_outputs::<S>();
@@ -213,7 +207,7 @@ impl<E: Element> ItemKernel<'_, E> {
         let scratch = &mut *self.scratch;
         scratch.query.resize(num_rows * k_dim, 0.0);
         scratch.keys.resize(CHUNK / LANES * k_dim, Line::ZERO);
-        scratch.values.resize(CHUNK * lines, Line::ZERO);
+        scratch.values.resize(UNIT * lines, Line::ZERO);
         scratch.added.resize(MAX_ROWS * lines, Line::ZERO);
         scratch.weights.resize(MAX_ROWS, [0.0; CHUNK]);
         scratch.outputs.clear();
@@ -278,11 +272,15 @@ impl<E: Element> ItemKernel<'_, E> {
         unsafe { self.states.run_shared([index, 0]) }
     }
 
-    /// The rows of a chunk of keys or values.
+    /// The rows of a chunk of keys or values, and the first of the next.
     #[inline(always)]
     fn rows(&self, storage: View<'_, E, 4>, chunk: usize) -> ChunkRows<E> {
         let table = self.step.block_tables.run([self.item.table_row, 0]);
-        chunk_rows(storage, table, self.item.kv_head, &self.read(chunk))
+        let mut read = self.read(chunk);
+        if chunk + 1 < self.item.chunks.end {
+            read.end += self.read(chunk + 1).len().min(AHEAD);
+        }
+        chunk_rows(storage, table, self.item.kv_head, &read)
     }
 
     /// Divides by the sums, and rounds to the element.

@@ -8,10 +8,15 @@
 use std::ops::Range;
 
 use crate::element::Element;
+use crate::pack::{AHEAD, ChunkRows};
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Keys whose softmax is taken together, at absolute positions `[i * CHUNK, (i + 1) * CHUNK)`.
 pub(crate) const CHUNK: usize = 128;
+
+/// Vectors from one unit of packed values to the next: one more than keys, so that the units of a key
+/// do not all fall into one set of the first-level cache.
+pub(crate) const UNIT: usize = CHUNK + 1;
 
 /// The largest block: with one vector per row, its sums fill the registers of AVX2.
 pub(crate) const MAX_ROWS: usize = 6;
@@ -138,7 +143,7 @@ pub(crate) trait Values: Copy {
     unsafe fn vector<S: Simd>(self, key: usize, unit: usize) -> S::V;
 }
 
-/// Values widened and rearranged: `[unit, CHUNK, 16]`.
+/// Values widened and rearranged: `[unit, UNIT, 16]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Packed(pub(crate) *const f32);
 
@@ -146,25 +151,21 @@ impl Values for Packed {
     #[inline(always)]
     unsafe fn vector<S: Simd>(self, key: usize, unit: usize) -> S::V {
         // SAFETY: the caller's promise.
-        unsafe { S::load(self.0.add((unit * CHUNK + key) * LANES)) }
+        unsafe { S::load(self.0.add((unit * UNIT + key) * LANES)) }
     }
 }
 
-/// Values where they are stored: a pointer for each key. The keys of the next chunk are sent for on
-/// the way.
+/// Values where they are stored. Others are sent for on the way.
 #[derive(Clone, Copy)]
-pub(crate) struct InPlace<'a, E> {
-    pub(crate) rows: &'a [*const E; CHUNK],
-    pub(crate) next_keys: &'a [*const E; CHUNK],
-}
+pub(crate) struct InPlace<'a, E>(pub(crate) &'a ChunkRows<E>);
 
 impl<E: Element> Values for InPlace<'_, E> {
     #[inline(always)]
     unsafe fn vector<S: Simd>(self, key: usize, unit: usize) -> S::V {
         // SAFETY: the caller's promise; a prefetch may name any address.
         unsafe {
-            S::prefetch(self.next_keys.get_unchecked(key).wrapping_add(unit * LANES).cast());
-            E::load::<S>(self.rows.get_unchecked(key).add(unit * LANES))
+            S::prefetch(self.0.get_unchecked(key + AHEAD).wrapping_add(unit * LANES).cast());
+            E::load::<S>(self.0.get_unchecked(key).add(unit * LANES))
         }
     }
 }

@@ -137,13 +137,15 @@ impl<'a, E> View<'a, E, 4> {
 }
 
 impl<E> View<'_, E, 2> {
-    /// Where rows start, from the first to the last of the view. Each has as many elements as the
+    /// Where rows start, from `first` on, one for each of `starts`. Each has as many elements as the
     /// last dimension.
     #[inline(always)]
-    pub(crate) fn row_start(&self, row: usize) -> *const E {
-        assert!(row < self.shape[0], "row outside the view");
-        // SAFETY: the row is inside the view.
-        unsafe { self.start.add(row * self.strides[0]) }
+    pub(crate) fn row_starts(&self, first: usize, starts: &mut [*const E]) {
+        assert!(first + starts.len() <= self.shape[0], "row outside the view");
+        for (row, start) in (first..).zip(starts) {
+            // SAFETY: the row is inside the view.
+            *start = unsafe { self.start.add(row * self.strides[0]) };
+        }
     }
 }
 

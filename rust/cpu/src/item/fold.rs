@@ -12,7 +12,6 @@ use crate::softmax::{Bias, Part, State, adjust, merge, weigh};
 /// Values of a chunk.
 struct Stored<'a, E> {
     values: &'a ChunkRows<E>,
-    next_keys: &'a ChunkRows<E>,
     /// Whether they are in scratch memory too.
     is_packed: bool,
     /// Whether the scores of the only block are there already.
@@ -22,13 +21,9 @@ struct Stored<'a, E> {
 impl<E: Element> ItemKernel<'_, E> {
     /// Computes the states of all blocks over one chunk; merges or stores them.
     #[inline(always)]
-    pub(super) fn fold_chunk<S: Simd>(
-        &mut self,
-        chunk: usize,
-        keys: &ChunkRows<E>,
-        next_keys: &ChunkRows<E>,
-    ) {
+    pub(super) fn fold_chunk<S: Simd>(&mut self, chunk: usize) {
         let (read, k_dim, v_dim) = (self.read(chunk), self.k_dim(), self.v_dim());
+        let keys = self.rows(self.step.kv.keys, chunk);
         let values = self.rows(self.step.kv.values, chunk);
         let within = read.start - chunk * CHUNK..read.end - chunk * CHUNK;
         let panels = within.start / LANES..within.end.div_ceil(LANES);
@@ -43,7 +38,7 @@ impl<E: Element> ItemKernel<'_, E> {
             let panels = first..panels.end.min(first + step);
             // SAFETY: the rows come from views of these sizes; `prepare` made room for a chunk.
             unsafe {
-                pack_keys::<S, E>(keys, k_dim, panels.clone(), packed_keys, &values, v_dim);
+                pack_keys::<S, E>(&keys, k_dim, panels.clone(), packed_keys);
             }
             if let Some(block) = &only {
                 self.score::<S>(block, panels);
@@ -54,7 +49,7 @@ impl<E: Element> ItemKernel<'_, E> {
             unsafe { pack_values::<S, E>(&values, v_dim, within, packed_values) };
         }
         let is_scored = only.is_some();
-        let stored = Stored { values: &values, next_keys, is_packed, is_scored };
+        let stored = Stored { values: &values, is_packed, is_scored };
         for block in self.blocks::<S>() {
             self.fold_block::<S>(&block, chunk, &stored);
         }
@@ -163,7 +158,7 @@ impl<E: Element> ItemKernel<'_, E> {
                 let sums = Sums { weights, values, keys, num_units, outputs, row_length };
                 sums.add::<S>(rows.len());
             } else {
-                let values = InPlace { rows: stored.values, next_keys: stored.next_keys };
+                let values = InPlace(stored.values);
                 let sums = Sums { weights, values, keys, num_units, outputs, row_length };
                 sums.add::<S>(rows.len());
             }

@@ -220,7 +220,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn prefetch(address: *const u8) {
-        avx2!(_mm_prefetch::<_MM_HINT_T1>(address.cast()));
+        avx2!(_mm_prefetch::<_MM_HINT_T0>(address.cast()));
     }
 }
 
