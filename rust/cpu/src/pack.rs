@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::element::Element;
 use crate::product::{CHUNK, UNIT};
-use crate::simd::{Kernel, LANES, RowPointers, Simd};
+use crate::simd::{Kernel, LANES, Line, RowPointers, Simd};
 use crate::view::View;
 
 /// Rows that are sent for ahead of their use. Rows are used one block after the other, from distinct
@@ -55,61 +55,128 @@ pub(crate) unsafe fn pack_keys<S: Simd, E: Element>(
     panels: Range<usize>,
     packed: *mut f32,
 ) {
-    let line = 64 / size_of::<E>();
-    // Row by row, for the sake of the memory.
-    let rows_at_once = LANES.div_ceil(dim.div_ceil(line));
     for panel in panels {
-        let mut next = of_panel(rows, panel + 1).chunks(rows_at_once);
-        let rows = of_panel(rows, panel);
-        // SAFETY: the caller's promise.
-        unsafe {
-            let packed = packed.add(panel * dim * LANES);
-            for first in (0..dim).step_by(line) {
-                let columns =
-                    Columns { rows, dim, first, packed, next: next.next().unwrap_or(&[]) };
-                if first + line <= dim {
-                    S::run(Whole(columns));
+        for columns in Lines::new(rows, dim, panel) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let to = packed.add((panel * dim + columns.first) * LANES);
+                if columns.is_whole() {
+                    S::run(Packed::<E, true>(columns, to));
                 } else {
-                    S::run(columns);
+                    S::run(Packed::<E, false>(columns, to));
                 }
             }
         }
     }
 }
 
+/// Writes the scores of one query, `dim` numbers, over the keys of `panels` to `scores`: those that
+/// packing and [`Scores`](crate::product::Scores) would give, bit for bit.
+///
+/// # Safety
+/// `rows` are keys of `dim` numbers, `query` is as long, `scores` has room for a chunk.
 #[inline(always)]
-fn of_panel<E: Element>(rows: &ChunkRows<E>, panel: usize) -> &RowPointers<E> {
-    rows[panel * LANES..].first_chunk().expect("sixteen rows per panel")
+pub(crate) unsafe fn score_keys<S: Simd, E: Element>(
+    rows: &ChunkRows<E>,
+    dim: usize,
+    panels: Range<usize>,
+    query: *const f32,
+    scores: *mut f32,
+) {
+    for panel in panels {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let scores = scores.add(panel * LANES);
+            S::store(S::splat(0.0), scores);
+            for columns in Lines::new(rows, dim, panel) {
+                let query = query.add(columns.first);
+                if columns.is_whole() {
+                    S::run(Scored::<E, true>(columns, query, scores));
+                } else {
+                    S::run(Scored::<E, false>(columns, query, scores));
+                }
+            }
+        }
+    }
 }
 
-/// A cache line's columns of sixteen keys, from `first` on, on their way to `packed` `[dim, 16]`.
+/// The columns of sixteen keys, a cache line after the other. While they are used, the next sixteen
+/// keys are sent for, row by row for the sake of the memory.
+struct Lines<'a, E> {
+    rows: &'a RowPointers<E>,
+    dim: usize,
+    first: usize,
+    next: std::slice::Chunks<'a, *const E>,
+}
+
+impl<'a, E: Element> Lines<'a, E> {
+    #[inline(always)]
+    fn new(rows: &'a ChunkRows<E>, dim: usize, panel: usize) -> Self {
+        let rows_at_once = LANES.div_ceil(dim.div_ceil(line::<E>()));
+        let (rows, next) = rows[panel * LANES..].split_first_chunk().expect("sixteen rows");
+        Self { rows, dim, first: 0, next: next[..AHEAD].chunks(rows_at_once) }
+    }
+}
+
+impl<'a, E: Element> Iterator for Lines<'a, E> {
+    type Item = Columns<'a, E>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Columns<'a, E>> {
+        let Self { rows, dim, first, .. } = *self;
+        self.first += line::<E>();
+        let next = self.next.next().unwrap_or(&[]);
+        (first < dim).then_some(Columns { rows, dim, first, next })
+    }
+}
+
+/// Elements in a cache line.
+const fn line<E>() -> usize {
+    64 / size_of::<E>()
+}
+
+/// The columns of sixteen keys from `first` on, a cache line of them or what is left.
+#[derive(Clone, Copy)]
 struct Columns<'a, E> {
     rows: &'a RowPointers<E>,
     dim: usize,
     first: usize,
-    packed: *mut f32,
     /// Keys to be sent for.
     next: &'a [*const E],
 }
 
-/// The same where they fill the line, which is most often so: all addresses are constants then.
-struct Whole<'a, E>(Columns<'a, E>);
-
 impl<E: Element> Columns<'_, E> {
     #[inline(always)]
-    fn pack<S: Simd>(self, count: usize) {
-        let Self { rows, dim, first, packed, next } = self;
-        let line = 64 / size_of::<E>();
-        for row in next {
-            for column in (0..dim).step_by(line) {
+    fn is_whole(&self) -> bool {
+        self.first + line::<E>() <= self.dim
+    }
+
+    /// How many. A constant where they are a whole line, so that addresses are too.
+    #[inline(always)]
+    fn count<const WHOLE: bool>(&self) -> usize {
+        if WHOLE { line::<E>() } else { self.dim - self.first }
+    }
+
+    /// Sends for the next keys.
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self) {
+        for row in self.next {
+            for column in (0..self.dim).step_by(line::<E>()) {
                 S::prefetch(row.wrapping_add(column).cast());
             }
         }
-        // SAFETY: as `pack_keys` was promised.
+    }
+
+    /// Widens and transposes `count` of them from `first` on into `to` `[count, 16]`.
+    ///
+    /// # Safety
+    /// There are as many, the rows are readable, and `to` has room.
+    #[inline(always)]
+    unsafe fn transpose<S: Simd>(&self, first: usize, count: usize, to: *mut f32) {
+        // SAFETY: the caller's promise.
         unsafe {
-            let rows = rows.map(|row| row.add(first));
-            let packed = packed.add(first * LANES);
-            let done = E::transpose::<S>(&rows, count, packed);
+            let rows = self.rows.map(|row| row.add(self.first + first));
+            let done = E::transpose::<S>(&rows, count, to);
             if done == count {
                 return;
             }
@@ -118,25 +185,52 @@ impl<E: Element> Columns<'_, E> {
                 for (column, element) in rest.iter().enumerate() {
                     let mut number = [0.0];
                     E::copy_widened(std::slice::from_ref(element), &mut number);
-                    *packed.add((done + column) * LANES + lane) = number[0];
+                    *to.add((done + column) * LANES + lane) = number[0];
                 }
             }
         }
     }
 }
 
-impl<E: Element> Kernel for Columns<'_, E> {
+/// Columns on their way to memory `[count, 16]`.
+struct Packed<'a, E, const WHOLE: bool>(Columns<'a, E>, *mut f32);
+
+impl<E: Element, const WHOLE: bool> Kernel for Packed<'_, E, WHOLE> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let count = self.dim - self.first;
-        self.pack::<S>(count);
+        let Self(columns, to) = self;
+        columns.prefetch::<S>();
+        // SAFETY: as `pack_keys` was promised.
+        unsafe { columns.transpose::<S>(0, columns.count::<WHOLE>(), to) };
     }
 }
 
-impl<E: Element> Kernel for Whole<'_, E> {
+/// Columns, the query's numbers for them, and the sums to which the products are added.
+struct Scored<'a, E, const WHOLE: bool>(Columns<'a, E>, *const f32, *mut f32);
+
+impl<E: Element, const WHOLE: bool> Kernel for Scored<'_, E, WHOLE> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        self.0.pack::<S>(64 / size_of::<E>());
+        let Self(columns, query, sums) = self;
+        let mut tile = [const { Line::ZERO }; 16];
+        let tile = tile.as_mut_ptr().cast::<f32>();
+        let width = line::<E>() / 2;
+        columns.prefetch::<S>();
+        // SAFETY: as `score_keys` was promised; the tile has room for half a line of the smallest
+        // element.
+        unsafe {
+            let mut sum = S::load(sums);
+            let count = columns.count::<WHOLE>();
+            for first in (0..count).step_by(width) {
+                let count = width.min(count - first);
+                columns.transpose::<S>(first, count, tile);
+                for column in 0..count {
+                    let key = S::load(tile.add(column * LANES));
+                    sum = S::fma(S::splat(*query.add(first + column)), key, sum);
+                }
+            }
+            S::store(sum, sums);
+        }
     }
 }
 

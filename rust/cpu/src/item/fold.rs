@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::element::Element;
 use crate::item::{ItemKernel, MIN_ROWS_TO_PACK, PANELS_AT_ONCE, STATE_HEADER};
-use crate::pack::{ChunkRows, pack_keys, pack_values};
+use crate::pack::{ChunkRows, pack_keys, pack_values, score_keys};
 use crate::product::{CHUNK, InPlace, MAX_ROWS, Packed, Scores, Sums};
 use crate::simd::{LANES, Line, Simd};
 use crate::softmax::{Bias, Part, State, adjust, merge, weigh};
@@ -32,16 +32,21 @@ impl<E: Element> ItemKernel<'_, E> {
         let packed_keys = self.scratch.keys.as_mut_ptr().cast::<f32>();
         let packed_values = self.scratch.values.as_mut_ptr().cast::<f32>();
         let only = self.blocks::<S>().next().filter(|block| block.len() == self.num_rows());
-        // Keys that are used once are used before they leave the first-level cache.
-        let step = if only.is_some() { PANELS_AT_ONCE } else { CHUNK / LANES };
-        for first in panels.clone().step_by(step) {
-            let panels = first..panels.end.min(first + step);
+        if self.num_rows() == 1 {
+            let query = self.scratch.query.as_ptr();
+            let scores = self.scratch.weights.as_mut_ptr().cast();
             // SAFETY: the rows come from views of these sizes; `prepare` made room for a chunk.
-            unsafe {
-                pack_keys::<S, E>(&keys, k_dim, panels.clone(), packed_keys);
-            }
-            if let Some(block) = &only {
-                self.score::<S>(block, panels);
+            unsafe { score_keys::<S, E>(&keys, k_dim, panels, query, scores) };
+        } else {
+            // Keys that are used once are used before they leave the first-level cache.
+            let step = if only.is_some() { PANELS_AT_ONCE } else { CHUNK / LANES };
+            for first in panels.clone().step_by(step) {
+                let panels = first..panels.end.min(first + step);
+                // SAFETY: as above.
+                unsafe { pack_keys::<S, E>(&keys, k_dim, panels.clone(), packed_keys) };
+                if let Some(block) = &only {
+                    self.score::<S>(block, panels);
+                }
             }
         }
         if is_packed {
