@@ -111,7 +111,7 @@ def allocate(sizes: dict[str, int]) -> StepBuffers:
         positions=zeros(tokens),
         block_tables=zeros(groups, rows, sizes["blocks_per_row"]),
         table_updates=zeros(sizes["num_table_updates"], 4),
-        row_forks=zeros(rows, 2),
+        row_forks=zeros(2 * rows, 2),
         logits_indices=zeros(rows),
         sample_rows=zeros(rows),
         sample_index=zeros(rows),
@@ -119,7 +119,7 @@ def allocate(sizes: dict[str, int]) -> StepBuffers:
         num_candidates=zeros(rows),
         block_copies=zeros(sizes["num_block_copies"], 3),
         slot_mapping=np.zeros((groups, tokens), dtype=np.int64),
-        row_fills=np.zeros((rows, 3), dtype=np.int64),
+        row_fills=np.zeros((2 * rows, 3), dtype=np.int64),
     )
 
 

@@ -109,6 +109,7 @@ impl World {
             priority: 0,
             key: CacheKey::default(),
             text: None,
+            beams: None,
             include_stop_in_text: false,
             stream: false,
         };

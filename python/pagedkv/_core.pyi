@@ -9,6 +9,7 @@ import numpy.typing as npt
 __all__ = [
     "VERSION",
     "Batch",
+    "BeamOptions",
     "KvCacheManager",
     "RequestResult",
     "Scheduler",
@@ -421,7 +422,8 @@ class StepBuffers:
             block_tables: [G, B, M] persistent, indexed by row id; 0 = null block. Buffers that take
                 turns should share this array; otherwise it is written whole at every change of buffers.
             table_updates: [U, 4] (group, row, column, block): what changed in ``block_tables``.
-            row_forks: [B, 2] (parent row, child row), applied after the updates.
+            row_forks: [2 B, 2] (parent row, child row): the first ``Batch.num_first_forks`` are applied
+                before the updates, the others after them.
             logits_indices: [B] positions in T that are sampled; may repeat.
             sample_rows: [B] row that a sample is for.
             sample_index: [B] index of that sequence within its request.
@@ -429,7 +431,35 @@ class StepBuffers:
             num_candidates: [B] candidates wanted.
             block_copies: [C, 3] (group, from, to), made before the forward pass.
             slot_mapping: [G, >= T] block * block_size + offset.
-            row_fills: [B, 3] (row, request id, index): sequences that got a row since the last batch.
+            row_fills: [2 B, 3] (row, request id, index): sequences that got a row since the last batch.
+        """
+
+@final
+class BeamOptions:
+    """Beam search instead of sampling: the ``beams`` of `Scheduler.add_request`; ``n`` is the width.
+
+    The rules are those of transformers' ``generate(num_beams=n)``.
+    """
+
+    def __new__(
+        cls,
+        *,
+        num_returned: int,
+        length_penalty: float = 1.0,
+        early_stopping: bool | Literal["never"] = False,
+        track_rows: bool = False,
+    ) -> BeamOptions:
+        """The options of a search.
+
+        Args:
+            num_returned: sequences to return, the best first.
+            length_penalty: exponent of the number of tokens that a score is divided by.
+            early_stopping: True ends the search with ``n`` ended sequences, False when the best beam
+                could not do better by ending now, "never" when it could not do better at all.
+            track_rows: reports rows as filled whenever they continue another beam.
+
+        Raises:
+            ValueError: a value out of range.
         """
 
 @final
@@ -459,6 +489,14 @@ class Batch:
     @property
     def num_row_forks(self) -> int:
         """Rows filled by sharing another's blocks."""
+
+    @property
+    def num_first_forks(self) -> int:
+        """How many of the row forks come before the table updates; the others come after them."""
+
+    @property
+    def num_candidates(self) -> int:
+        """C, the most candidates that a sample wants; 1 without beams."""
 
     @property
     def num_block_copies(self) -> int:
@@ -510,6 +548,10 @@ class SequenceResult:
     @property
     def cumulative_logprob(self) -> float:
         """Sum of the tokens' log-probabilities."""
+
+    @property
+    def score(self) -> float | None:
+        """Of beams: the sum, divided by the number of tokens to the power of the length penalty."""
 
     @property
     def finish_reason(self) -> _FinishReason:
@@ -619,6 +661,7 @@ class Scheduler:
         text: TextDecoder | None = None,
         stop_strings: Sequence[str] | None = None,
         stream: bool = False,
+        beams: BeamOptions | None = None,
     ) -> None:
         """Queues a request. It starts when its turn comes and there is room.
 
@@ -638,7 +681,8 @@ class Scheduler:
             adapter_id: and under an equal adapter.
             text: the template of its sequences' texts; it is copied.
             stop_strings: those of ``text``, for `SequenceResult.stop_reason`.
-            stream: whether `update` reports each token.
+            stream: whether `update` reports each token; beams are reported when they have ended.
+            beams: beam search of width ``n`` instead of sampling.
 
         Raises:
             TypeError: an argument of another type; token ids are named by their position.
@@ -662,8 +706,8 @@ class Scheduler:
 
         Args:
             batch: the batch.
-            token_ids: [S] or [S, 1] sampled ids, 0 or more.
-            logprobs: [S] or [S, 1] their log-probabilities.
+            token_ids: [S, C] ids, 0 or more, the most likely first; or [S] where C is 1.
+            logprobs: [S, C] or [S] their log-probabilities; minus infinity where there are no more.
 
         Raises:
             TypeError: another dtype.

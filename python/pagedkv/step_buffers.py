@@ -68,7 +68,7 @@ def _allocate(sizes: Mapping[str, int]) -> dict[str, npt.NDArray[Any]]:
         "positions": (tokens,),
         "block_tables": (groups, rows, sizes["blocks_per_row"]),
         "table_updates": (sizes["num_table_updates"], 4),
-        "row_forks": (rows, 2),
+        "row_forks": (2 * rows, 2),
         "logits_indices": (rows,),
         "sample_rows": (rows,),
         "sample_index": (rows,),
@@ -80,5 +80,5 @@ def _allocate(sizes: Mapping[str, int]) -> dict[str, npt.NDArray[Any]]:
         name: np.zeros(size, dtype=np.int32) for name, size in int32_shapes.items()
     }
     arrays["slot_mapping"] = np.zeros((groups, tokens), dtype=np.int64)
-    arrays["row_fills"] = np.zeros((rows, 3), dtype=np.int64)
+    arrays["row_fills"] = np.zeros((2 * rows, 3), dtype=np.int64)
     return arrays

@@ -36,13 +36,13 @@ def allocate_arrays(sizes, *, num_padded=0):
         "query_start_loc": (rows + 1,),
         "block_tables": (groups, rows, sizes["blocks_per_row"]),
         "table_updates": (sizes["num_table_updates"], 4),
-        "row_forks": (rows, 2),
+        "row_forks": (2 * rows, 2),
         "block_copies": (sizes["num_block_copies"], 3),
     }
     arrays = {name: np.full(shape, -9, np.int32) for name, shape in shapes.items()}
     arrays["block_tables"][:] = 0
     arrays["slot_mapping"] = np.full((groups, tokens + num_padded), -9, np.int64)
-    arrays["row_fills"] = np.full((rows, 3), -9, np.int64)
+    arrays["row_fills"] = np.full((2 * rows, 3), -9, np.int64)
     return arrays
 
 
@@ -87,9 +87,12 @@ class FakeModel:
         return self.samples
 
     def follow_log(self, batch, arrays):
+        forks = arrays["row_forks"][: batch.num_row_forks]
+        for parent, child in forks[: batch.num_first_forks]:
+            self.mirror[:, child] = self.mirror[:, parent]
         for group, row, column, block in arrays["table_updates"][: batch.num_table_updates]:
             self.mirror[group, row, column] = block
-        for parent, child in arrays["row_forks"][: batch.num_row_forks]:
+        for parent, child in forks[batch.num_first_forks :]:
             self.mirror[:, child] = self.mirror[:, parent]
         size = self.store.block_size
         for place in range(batch.num_rows):

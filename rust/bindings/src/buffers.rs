@@ -47,7 +47,7 @@ fn shapes(sizes: &StepSizes) -> [Vec<usize>; NAMES.len()] {
         vec![tokens],
         vec![groups, rows, sizes.blocks_per_row],
         vec![sizes.num_table_updates, 4],
-        vec![rows, 2],
+        vec![2 * rows, 2],
         vec![rows],
         vec![rows],
         vec![rows],
@@ -55,7 +55,7 @@ fn shapes(sizes: &StepSizes) -> [Vec<usize>; NAMES.len()] {
         vec![rows],
         vec![sizes.num_block_copies, 3],
         vec![groups, tokens],
-        vec![rows, 3],
+        vec![2 * rows, 3],
     ]
 }
 

@@ -2,6 +2,7 @@
 use pyo3::prelude::*;
 
 mod arguments;
+mod beams;
 mod buffers;
 mod cpu;
 mod error;
@@ -16,6 +17,8 @@ mod views;
 mod _core {
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
+    #[pymodule_export]
+    use crate::beams::BeamOptions;
     #[pymodule_export]
     use crate::buffers::StepBuffers;
     #[pymodule_export]

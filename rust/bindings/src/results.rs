@@ -52,6 +52,18 @@ impl Batch {
         self.batch.num_row_forks
     }
 
+    /// How many of the row forks come before the table updates.
+    #[getter]
+    fn num_first_forks(&self) -> u32 {
+        self.batch.num_first_forks
+    }
+
+    /// The most candidates that a sample wants.
+    #[getter]
+    fn num_candidates(&self) -> u32 {
+        self.batch.num_candidates
+    }
+
     /// Blocks to copy before the forward pass.
     #[getter]
     fn num_block_copies(&self) -> u32 {
@@ -91,7 +103,7 @@ impl StepOutput {
         let deltas = PyList::empty(py);
         for delta in &output.deltas {
             let reason = delta.finish_reason.map(reason_name);
-            let token_ids = [delta.token_id];
+            let token_ids = &delta.token_ids;
             deltas.append((delta.request_id, delta.index, &delta.text, token_ids, reason))?;
         }
         Ok(Self {
@@ -124,6 +136,8 @@ pub(crate) struct SequenceResult {
     text: String,
     /// Sum of the tokens' log-probabilities.
     cumulative_logprob: f64,
+    /// Of beams: the sum, divided by the length to the power of the length penalty.
+    score: Option<f32>,
     /// `stop`, `length` or `abort`.
     finish_reason: &'static str,
     /// The ending id or stop string of the request that ended it.
@@ -142,6 +156,7 @@ impl SequenceResult {
             token_ids: token_array(py, &result.token_ids).unbind(),
             text: result.text,
             cumulative_logprob: result.cumulative_logprob,
+            score: result.score,
             finish_reason: reason_name(result.finish_reason),
             stop_reason,
         })

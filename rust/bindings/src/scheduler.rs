@@ -17,6 +17,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::arguments::{HashKey, Int, cache_key, check_size, kv_groups, token_ids};
+use crate::beams::BeamOptions;
 use crate::buffers::StepBuffers;
 use crate::error::{core_error, enter};
 use crate::results::{Batch, RequestResult, StepOutput, token_array};
@@ -137,10 +138,10 @@ impl Scheduler {
         request_id, prompt_token_ids, *, n=Int::of(1), max_tokens, min_tokens=Int::of(0),
         eos_token_ids=None, stop_token_ids=None, ignore_eos=false, include_stop_in_text=false,
         priority=Int::of(0), cache_salt=None, adapter_id=Int::of(0), text=None, stop_strings=None,
-        stream=false
+        stream=false, beams=None
     ), text_signature = "($self, request_id, prompt_token_ids, *, n=1, max_tokens, min_tokens=0, eos_token_ids=None, \
         stop_token_ids=None, ignore_eos=False, include_stop_in_text=False, priority=0, cache_salt=None, adapter_id=0, \
-        text=None, stop_strings=None, stream=False)")]
+        text=None, stop_strings=None, stream=False, beams=None)")]
     #[expect(clippy::too_many_arguments, reason = "one per parameter, by keyword")]
     fn add_request(
         &self,
@@ -159,6 +160,7 @@ impl Scheduler {
         text: Option<&Bound<'_, PyAny>>,
         stop_strings: Option<Vec<String>>,
         stream: bool,
+        beams: Option<PyRef<'_, BeamOptions>>,
     ) -> PyResult<()> {
         let ids = |name, ids: Option<&Bound<'_, PyAny>>| {
             ids.map_or(Ok(Vec::new()), |ids| token_ids(name, ids))
@@ -178,6 +180,7 @@ impl Scheduler {
             priority: priority.signed("priority")?,
             key: cache_key(cache_salt, adapter_id)?,
             text: text.map(extract_text).transpose()?,
+            beams: beams.map(|beams| beams.options),
             include_stop_in_text,
             stream,
         };
@@ -220,8 +223,9 @@ impl Scheduler {
         let token_ids = borrow::<i32>("token_ids", token_ids)?;
         let logprobs = borrow::<f32>("logprobs", logprobs)?;
         let num_samples = batch.num_samples as usize;
-        let ids = samples("token_ids", &token_ids, num_samples)?;
-        let logprobs = samples("logprobs", &logprobs, num_samples)?;
+        let num_candidates = batch.num_candidates.max(1) as usize;
+        let ids = samples("token_ids", &token_ids, num_samples, num_candidates)?;
+        let logprobs = samples("logprobs", &logprobs, num_samples, num_candidates)?;
         if let Some(i) = ids.iter().position(|id| *id < 0) {
             let message = format!("token_ids[{i}] must be 0 or more, got {}", ids[i]);
             return Err(PyValueError::new_err(message));
@@ -351,16 +355,19 @@ fn copy_tables(core: &core::Scheduler, mirror: &mut [i32]) {
     }
 }
 
-/// The samples of an array of shape `[S]` or `[S, 1]`.
+/// The samples of an array of shape `[S, C]`, or `[S]` for one candidate each.
 fn samples<'a, T: Element + Copy>(
     name: &str,
     array: &'a PyReadonlyArrayDyn<'_, T>,
     num_samples: usize,
+    num_candidates: usize,
 ) -> PyResult<Cow<'a, [T]>> {
     let shape = array.shape();
-    if shape != [num_samples] && shape != [num_samples, 1] {
+    let is_flat = num_candidates == 1 && shape == [num_samples];
+    if !is_flat && shape != [num_samples, num_candidates] {
+        let flat = if num_candidates == 1 { format!("[{num_samples}] or ") } else { String::new() };
         return Err(PyValueError::new_err(format!(
-            "{name} must have shape [{num_samples}] or [{num_samples}, 1], got {shape:?}"
+            "{name} must have shape {flat}[{num_samples}, {num_candidates}], got {shape:?}"
         )));
     }
     Ok(match array.as_slice() {

@@ -81,6 +81,7 @@ fn request(id: u32, num_tokens: u32) -> NewRequest {
         priority: 0,
         key: CacheKey::default(),
         text: None,
+        beams: None,
         include_stop_in_text: false,
         stream: false,
     }

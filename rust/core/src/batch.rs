@@ -24,7 +24,8 @@ pub struct StepArrays<'a> {
     pub block_tables: &'a mut [i32],
     /// `[U, 4]` (group, row, column, block): what changed in the tables.
     pub table_updates: &'a mut [i32],
-    /// `[B, 2]` (parent row, child row): applied after the updates.
+    /// `[2 B, 2]` (parent row, child row): the first `num_first_forks` are applied before the updates, the
+    /// others after them.
     pub row_forks: &'a mut [i32],
     /// `[B]` positions in T whose logits are sampled; may repeat.
     pub logits_indices: &'a mut [i32],
@@ -34,11 +35,11 @@ pub struct StepArrays<'a> {
     pub sample_index: &'a mut [i32],
     /// `[B]` how many tokens that sequence generated before this one.
     pub sample_positions: &'a mut [i32],
-    /// `[B]` how many candidates are wanted.
+    /// `[B]` how many candidates are wanted: 1, or more for a beam.
     pub num_candidates: &'a mut [i32],
     /// `[C, 3]` (group, from, to): done before the forward pass.
     pub block_copies: &'a mut [i32],
-    /// `[B, 3]` (row, request id, index): sequences that got a row.
+    /// `[2 B, 3]` (row, request id, index): sequences that got a row.
     pub row_fills: &'a mut [i64],
 }
 
@@ -57,6 +58,10 @@ pub struct Batch {
     pub num_table_updates: u32,
     /// Rows filled by sharing.
     pub num_row_forks: u32,
+    /// How many of them come before the table updates.
+    pub num_first_forks: u32,
+    /// The most candidates that a sample wants; `update` takes as many of each.
+    pub num_candidates: u32,
     /// Blocks to copy.
     pub num_block_copies: u32,
     /// Sequences that got a row.
@@ -122,7 +127,7 @@ impl StepBuffers {
             t,
             sizes.num_groups * b * sizes.blocks_per_row,
             sizes.num_table_updates * 4,
-            b * 2,
+            b * 4,
             b,
             b,
             b,
@@ -134,7 +139,7 @@ impl StepBuffers {
             sizes,
             i32s: lengths.iter().map(|n| vec![0; *n]).collect(),
             slot_mapping: vec![0; sizes.num_groups * t],
-            row_fills: vec![0; b * 3],
+            row_fills: vec![0; b * 6],
         }
     }
 

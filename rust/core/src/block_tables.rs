@@ -26,8 +26,8 @@ pub struct RowFork {
     pub num_columns: u32,
 }
 
-/// Tables `[group, row, column]`. A mirror that applies the updates of a step, in order, and then
-/// its forks, in order, is equal to the tables in all columns that are in use.
+/// Tables `[group, row, column]`. A mirror that applies the first forks of a step, then its updates
+/// and then its other forks, each in order, is equal to the tables in all columns that are in use.
 #[derive(Clone, Debug)]
 pub struct BlockTables {
     num_groups: usize,
@@ -37,6 +37,8 @@ pub struct BlockTables {
     blocks: Vec<u32>,
     updates: Vec<TableUpdate>,
     forks: Vec<RowFork>,
+    /// Forks that were logged before any update.
+    num_first_forks: usize,
 }
 
 impl BlockTables {
@@ -48,7 +50,8 @@ impl BlockTables {
             num_columns,
             blocks: vec![0; num_groups * num_rows * num_columns],
             updates: Vec::with_capacity(num_groups * (2 * num_rows + num_columns)),
-            forks: Vec::with_capacity(num_rows),
+            forks: Vec::with_capacity(2 * num_rows),
+            num_first_forks: 0,
         }
     }
 
@@ -77,7 +80,8 @@ impl BlockTables {
 
     /// Copies the first `num_columns` columns of `parent` to `child` in every group and logs it.
     ///
-    /// Neither row may change again before the log is taken: a mirror applies forks last.
+    /// After an update, neither row may change again before the log is taken: a mirror applies such
+    /// forks last.
     pub fn fork(&mut self, parent: RowId, child: RowId, num_columns: u32) {
         for group in 0..self.num_groups {
             let from = self.start(group, parent);
@@ -85,6 +89,9 @@ impl BlockTables {
             self.blocks.copy_within(from..from + num_columns as usize, to);
         }
         self.forks.push(RowFork { parent, child, num_columns });
+        if self.updates.is_empty() {
+            self.num_first_forks = self.forks.len();
+        }
     }
 
     /// What changed since the log was cleared.
@@ -97,19 +104,31 @@ impl BlockTables {
         &self.forks
     }
 
+    /// How many of the forks a mirror applies before the updates.
+    pub const fn num_first_forks(&self) -> usize {
+        self.num_first_forks
+    }
+
     /// Starts a new log.
     pub fn clear_log(&mut self) {
         self.updates.clear();
         self.forks.clear();
+        self.num_first_forks = 0;
     }
 
     /// Brings `mirror` `[group, row, column]` up to date with the log.
     pub fn apply_log(&self, mirror: &mut [i32]) {
+        let (first_forks, forks) = self.forks.split_at(self.num_first_forks);
+        self.apply_forks(first_forks, mirror);
         for update in &self.updates {
             let at = self.start(update.group as usize, update.row) + update.column as usize;
             mirror[at] = update.block.get() as i32;
         }
-        for fork in &self.forks {
+        self.apply_forks(forks, mirror);
+    }
+
+    fn apply_forks(&self, forks: &[RowFork], mirror: &mut [i32]) {
+        for fork in forks {
             for group in 0..self.num_groups {
                 let from = self.start(group, fork.parent);
                 let to = self.start(group, fork.child);

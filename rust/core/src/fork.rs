@@ -22,13 +22,14 @@ pub(crate) struct ForkPoint {
 /// Sets the fork point of every live sequence of `request`. Returns the one that starts.
 pub(crate) fn plan_forks(request: &mut Request) -> usize {
     let mut order: Vec<usize> =
-        (0..request.sequences.len()).filter(|i| request.sequences[*i].is_live()).collect();
+        (0..request.sequences.len()).filter(|i| request.sequences[*i].has_tokens()).collect();
     let sequences = &request.sequences;
     // Sorted, the longest past that a sequence shares is the one it shares with its predecessor.
     order.sort_by(|a, b| sequences[*a].output.cmp(&sequences[*b].output).then(a.cmp(b)));
     let leader = order[0];
     request.sequences[leader].fork = None;
-    request.num_parked = order.len() as u32 - 1;
+    let num_idle = request.sequences.iter().filter(|sequence| sequence.is_idle).count();
+    request.num_parked = (order.len() - 1 + num_idle) as u32;
     for pair in order.windows(2) {
         let (previous, index) = (pair[0], pair[1]);
         let (a, b) = (&request.sequences[previous].output, &request.sequences[index].output);
@@ -80,6 +81,7 @@ mod tests {
             priority: 0,
             key: CacheKey::default(),
             text: None,
+            beams: None,
             include_stop_in_text: false,
             stream: false,
         };

@@ -35,6 +35,7 @@
 //!     priority: 0,
 //!     key: pagedkv_core::CacheKey::default(),
 //!     text: None,
+//!     beams: None,
 //!     include_stop_in_text: false,
 //!     stream: false,
 //! })?;
@@ -52,6 +53,7 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod beam;
 mod block_pool;
 mod block_tables;
 mod config;
@@ -69,6 +71,7 @@ pub mod text;
 mod tokens;
 
 pub use batch::{Batch, StepArrays, StepBuffers, StepSizes};
+pub use beam::{BeamOptions, EarlyStopping};
 pub use block_pool::BlockPool;
 pub use block_tables::{BlockTables, RowFork, TableUpdate};
 pub use config::{CacheConfig, GroupKind, Policy, SchedulerConfig};

@@ -1,5 +1,6 @@
 //! A request and its sequences.
 
+use crate::beam::{BeamOptions, Beams, Hypothesis};
 use crate::fork::ForkPoint;
 use crate::ids::{RowId, TokenId};
 use crate::prefix_cache::CacheKey;
@@ -23,6 +24,8 @@ pub struct NewRequest {
     pub key: CacheKey,
     /// The text of each sequence, if anyone wants it; forked for every sequence.
     pub text: Option<Box<dyn SequenceText>>,
+    /// Beam search instead of sampling; `num_sequences` is then its width.
+    pub beams: Option<BeamOptions>,
     /// Whether an ending id adds to the text.
     pub include_stop_in_text: bool,
     /// Whether `update` reports each token.
@@ -32,7 +35,7 @@ pub struct NewRequest {
 /// A sequence that has ended.
 #[derive(Clone, Debug)]
 pub struct SequenceResult {
-    /// Index within the request.
+    /// Index within the request; of beams, the rank by score.
     pub index: u32,
     /// The generated tokens, an ending id included.
     pub token_ids: Vec<TokenId>,
@@ -40,6 +43,8 @@ pub struct SequenceResult {
     pub text: String,
     /// Sum of the tokens' log-probabilities.
     pub cumulative_logprob: f64,
+    /// Of beams: the sum, divided by (generated tokens) ^ length penalty.
+    pub score: Option<f32>,
     /// Why it ended.
     pub finish_reason: FinishReason,
 }
@@ -62,6 +67,8 @@ pub(crate) struct Sequence {
     pub(crate) row: Option<RowId>,
     /// Where it will share the past of another; none once it holds blocks of its own.
     pub(crate) fork: Option<ForkPoint>,
+    /// It stands for no beam at present and holds no tokens; of requests with beam search only.
+    pub(crate) is_idle: bool,
     /// The batch that forked it: it runs from the next one on.
     pub(crate) forked_by: u64,
     /// Tokens whose keys and values are computed, or will be by a batch in flight.
@@ -78,11 +85,25 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
+    fn into_result(self, index: usize) -> SequenceResult {
+        let is_live = self.is_live();
+        let text = self.text.map(|text| if is_live { finished(text) } else { text });
+        SequenceResult {
+            index: index as u32,
+            token_ids: self.output,
+            text: text.map_or_else(String::new, |text| text.text().to_owned()),
+            cumulative_logprob: self.cumulative_logprob,
+            score: None,
+            finish_reason: self.finish_reason.unwrap_or(FinishReason::Abort),
+        }
+    }
+
     fn new(text: Option<Box<dyn SequenceText>>) -> Self {
         Self {
             output: Vec::new(),
             row: None,
             fork: None,
+            is_idle: false,
             forked_by: 0,
             num_computed: 0,
             num_pending: 0,
@@ -98,9 +119,25 @@ impl Sequence {
         self.finish_reason.is_none()
     }
 
+    /// Whether it is live and stands for something.
+    pub(crate) fn has_tokens(&self) -> bool {
+        self.is_live() && !self.is_idle
+    }
+
+    /// Whether it has a row, or will get one, but holds no blocks.
+    pub(crate) fn is_parked(&self) -> bool {
+        self.is_idle || self.fork.is_some()
+    }
+
     pub(crate) fn num_output(&self) -> u32 {
         self.output.len() as u32
     }
+}
+
+/// A text that grows no more.
+pub(crate) fn finished(mut text: Box<dyn SequenceText>) -> Box<dyn SequenceText> {
+    text.finish();
+    text
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,8 +166,9 @@ pub(crate) struct Request {
     pub(crate) include_stop_in_text: bool,
     pub(crate) stream: bool,
     pub(crate) sequences: Vec<Sequence>,
+    pub(crate) beams: Option<Beams>,
     pub(crate) num_live: u32,
-    /// Sequences that have a fork point.
+    /// Sequences that have a row but no blocks.
     pub(crate) num_parked: u32,
     /// Samples of batches in flight that belong to it.
     pub(crate) num_in_flight: u32,
@@ -144,13 +182,21 @@ pub(crate) struct Request {
 impl Request {
     pub(crate) fn new(new: NewRequest, rank: Rank, max_output: u32) -> Self {
         let mut text = new.text;
+        let beams = new.beams.map(|options| Beams::new(options, new.num_sequences));
         let sequences = (0..new.num_sequences)
+            .rev()
             .map(|i| {
-                let is_last = i + 1 == new.num_sequences;
-                let own = if is_last { text.take() } else { text.as_ref().map(|t| t.fork()) };
-                Sequence::new(own)
+                // A search begins with one beam.
+                let is_idle = beams.is_some() && i > 0;
+                let own = match i {
+                    0 => text.take(),
+                    _ if is_idle => None,
+                    _ => text.as_ref().map(|text| text.fork()),
+                };
+                Sequence { is_idle, ..Sequence::new(own) }
             })
-            .collect();
+            .collect::<Vec<_>>();
+        let sequences = sequences.into_iter().rev().collect();
         Self {
             id: new.id,
             rank,
@@ -162,6 +208,7 @@ impl Request {
             include_stop_in_text: new.include_stop_in_text,
             stream: new.stream,
             sequences,
+            beams,
             num_live: new.num_sequences,
             num_parked: 0,
             num_in_flight: 0,
@@ -190,32 +237,30 @@ impl Request {
     /// Whether a sequence has something left to compute that is worth computing.
     pub(crate) fn is_runnable(&self, index: usize) -> bool {
         let sequence = &self.sequences[index];
-        sequence.is_live()
+        sequence.has_tokens()
             && sequence.fork.is_none()
             && sequence.num_output() + sequence.num_pending < self.max_output
     }
 
-    pub(crate) fn into_result(self) -> RequestResult {
-        let sequences = self
-            .sequences
-            .into_iter()
-            .enumerate()
-            .map(|(index, mut sequence)| {
-                let finish_reason = sequence.finish_reason.unwrap_or_else(|| {
-                    if let Some(text) = &mut sequence.text {
-                        text.finish();
-                    }
-                    FinishReason::Abort
+    pub(crate) fn into_result(mut self) -> RequestResult {
+        let beams = self.beams.take();
+        let sequences = self.sequences.into_iter().enumerate();
+        let sequences: Vec<_> = if let Some(mut beams) = beams {
+            // What an aborted search had so far counts as ended.
+            for (index, sequence) in sequences.filter(|(_, sequence)| sequence.has_tokens()) {
+                beams.keep(Hypothesis {
+                    score: 0.0,
+                    sum: beams.sums[index],
+                    output: sequence.output,
+                    text: sequence.text.map(finished),
+                    reason: FinishReason::Abort,
                 });
-                SequenceResult {
-                    index: index as u32,
-                    token_ids: sequence.output,
-                    text: sequence.text.map_or_else(String::new, |text| text.text().to_owned()),
-                    cumulative_logprob: sequence.cumulative_logprob,
-                    finish_reason,
-                }
-            })
-            .collect();
+            }
+            let ended = beams.into_ended().into_iter().enumerate();
+            ended.map(|(rank, hypothesis)| hypothesis.into_result(rank)).collect()
+        } else {
+            sequences.map(|(index, sequence)| sequence.into_result(index)).collect()
+        };
         RequestResult {
             sequences,
             num_cached_tokens: self.num_cached_tokens.unwrap_or(0),

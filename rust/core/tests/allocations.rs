@@ -66,6 +66,7 @@ fn count(groups: Vec<GroupKind>, enable_prefix_caching: bool, max_in_flight: u32
             priority: 0,
             key: CacheKey::default(),
             text: None,
+            beams: None,
             include_stop_in_text: false,
             stream: false,
         };

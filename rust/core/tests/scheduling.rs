@@ -182,7 +182,7 @@ fn streamed_tokens_come_one_by_one_and_end_once() {
     let mut deltas = Vec::new();
     while engine.scheduler.has_unfinished() {
         engine.step();
-        deltas.extend(engine.output.deltas.iter().map(|d| (d.token_id, d.finish_reason)));
+        deltas.extend(engine.output.deltas.iter().map(|d| (d.token_ids[0], d.finish_reason)));
     }
     assert_eq!(deltas, [(0, None), (1, None), (2, Some(FinishReason::Length))]);
 }

@@ -2,6 +2,7 @@
 
 mod invariants;
 mod prefix;
+mod room;
 
 use std::collections::VecDeque;
 

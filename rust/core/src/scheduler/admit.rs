@@ -46,6 +46,7 @@ impl Scheduler {
                 return;
             }
             self.start(slot, leader, &hit);
+            self.hold_beams(slot);
             let budget = builder.budget;
             let is_planned = self.plan_sequence(slot, leader, budget, builder, record);
             assert!(is_planned, "blocks were counted before");

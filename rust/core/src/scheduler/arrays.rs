@@ -52,14 +52,21 @@ impl<'a, 'b> BatchBuilder<'a, 'b> {
     }
 
     /// Samples the logits of the last token added, for a sequence in `row`.
-    pub(super) fn push_sample(&mut self, row: RowId, index: usize, output_position: u32) -> u32 {
+    pub(super) fn push_sample(
+        &mut self,
+        row: RowId,
+        index: usize,
+        output_position: u32,
+        num_candidates: u32,
+    ) -> u32 {
         let s = self.batch.num_samples as usize;
         self.batch.num_samples += 1;
         self.arrays.logits_indices[s] = self.batch.num_tokens as i32 - 1;
         self.arrays.sample_rows[s] = row.get() as i32;
         self.arrays.sample_index[s] = index as i32;
         self.arrays.sample_positions[s] = output_position as i32;
-        self.arrays.num_candidates[s] = 1;
+        self.arrays.num_candidates[s] = num_candidates as i32;
+        self.batch.num_candidates = self.batch.num_candidates.max(num_candidates);
         s as u32
     }
 
@@ -84,9 +91,12 @@ impl<'a, 'b> BatchBuilder<'a, 'b> {
             to.copy_from_slice(&[i64::from(row.get()), *id as i64, i64::from(*index)]);
         }
         assert!(updates.len() * 4 <= self.arrays.table_updates.len(), "too many table updates");
+        assert!(forks.len() * 2 <= self.arrays.row_forks.len(), "too many forks");
+        assert!(row_fills.len() * 3 <= self.arrays.row_fills.len(), "too many filled rows");
         assert!(copies.len() * 3 <= self.arrays.block_copies.len(), "too many block copies");
         self.batch.num_table_updates = updates.len() as u32;
         self.batch.num_row_forks = forks.len() as u32;
+        self.batch.num_first_forks = kv.tables().num_first_forks() as u32;
         self.batch.num_block_copies = copies.len() as u32;
         self.batch.num_row_fills = row_fills.len() as u32;
         self.batch

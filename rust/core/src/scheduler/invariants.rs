@@ -20,7 +20,7 @@ impl Scheduler {
             for (index, sequence) in request.sequences.iter().enumerate() {
                 if let Some(row) = sequence.row {
                     owners[row.index()] += 1;
-                    num_parked += u32::from(sequence.fork.is_some());
+                    num_parked += u32::from(sequence.is_parked());
                 }
                 self.check_sequence(request, index)?;
             }
@@ -85,7 +85,7 @@ impl Scheduler {
         if is_running != sequence.row.is_some() {
             return Err(format!("{name} has a row and does not run, or the reverse"));
         }
-        let Some(row) = sequence.row.filter(|_| sequence.fork.is_none()) else { return Ok(()) };
+        let Some(row) = sequence.row.filter(|_| !sequence.is_parked()) else { return Ok(()) };
         let block_size = self.config.cache.block_size;
         if self.kv.num_columns(row) != sequence.num_computed.div_ceil(block_size) {
             return Err(format!("{name} holds blocks for other than its computed tokens"));

@@ -9,6 +9,7 @@
 
 mod admit;
 mod arrays;
+mod beams;
 mod invariants;
 mod plan;
 mod update;
@@ -52,6 +53,7 @@ struct Sample {
     slot: Slot,
     arrival: u64,
     index: u32,
+    is_beam: bool,
 }
 
 /// The head of the queue did not fit.
@@ -124,7 +126,7 @@ impl Scheduler {
             num_arrivals: 0,
             num_batches: 0,
             counters: Counters::default(),
-            row_fills: Vec::with_capacity(rows as usize),
+            row_fills: Vec::with_capacity(2 * rows as usize),
             config,
         })
     }
@@ -271,12 +273,12 @@ impl Scheduler {
         let request = self.requests[slot as usize].as_mut().expect("a listed slot is taken");
         for sequence in request.sequences.iter_mut().rev() {
             let Some(row) = sequence.row.take() else { continue };
-            match sequence.fork.take() {
-                Some(_) => {
-                    request.num_parked -= 1;
-                    self.num_parked -= 1;
-                }
-                None => self.kv.close_row(row),
+            if sequence.is_parked() {
+                sequence.fork = None;
+                request.num_parked -= 1;
+                self.num_parked -= 1;
+            } else {
+                self.kv.close_row(row);
             }
             num_lost += u64::from(std::mem::take(&mut sequence.num_computed));
             self.free_rows.push(row);
@@ -318,6 +320,12 @@ impl Scheduler {
         if new.num_sequences == 0 || new.num_sequences > max_num_seqs {
             let bound = format!("from 1 to max_num_seqs ({max_num_seqs})");
             return parameter("n", bound, new.num_sequences);
+        }
+        if let Some(beams) = &new.beams
+            && !(1..=new.num_sequences).contains(&beams.num_returned)
+        {
+            let bound = format!("from 1 to the width ({})", new.num_sequences);
+            return parameter("num_returned", bound, beams.num_returned);
         }
         if new.stop.max_tokens == 0 {
             return parameter("max_tokens", "at least 1".to_owned(), 0);

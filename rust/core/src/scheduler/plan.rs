@@ -43,11 +43,15 @@ impl Scheduler {
         let mut num_left = self.num_active();
         let mut i = 0;
         while let Some(&slot) = self.running.get(i) {
+            if self.request(slot).beams.is_some()
+                && !self.begin_beam_step(slot, i, &mut num_left, builder)
+            {
+                i += 1;
+                continue;
+            }
             for index in 0..self.request(slot).sequences.len() {
                 let sequence = &self.request(slot).sequences[index];
-                if sequence.row.is_none()
-                    || sequence.fork.is_some()
-                    || sequence.forked_by == record.id
+                if sequence.row.is_none() || sequence.is_parked() || sequence.forked_by == record.id
                 {
                     continue;
                 }
@@ -55,13 +59,9 @@ impl Scheduler {
                 // A long chunk leaves one token for each sequence after it, so that all advance.
                 let budget = builder.budget - num_left.min(builder.budget);
                 while !self.plan_sequence(slot, index, budget, builder, record) {
-                    if self.kv.has_deferred() || self.running.len() == i + 1 {
-                        // Blocks come back soon, or whoever is ahead will take these when needed.
-                        builder.is_short_of_blocks = true;
+                    if !self.make_room(i, &mut num_left, builder) {
                         break;
                     }
-                    num_left -= self.preempt_last();
-                    builder.is_short_of_blocks = true;
                 }
             }
             i += 1;
@@ -71,6 +71,22 @@ impl Scheduler {
             !is_stuck || self.kv.has_deferred() || !self.in_flight.is_empty(),
             "a request that fits alone cannot run"
         );
+    }
+
+    /// Blocks are short for the request at place `i`: takes those of the one served last. False if
+    /// there is nobody after it, or if blocks come back soon in any case.
+    pub(super) fn make_room(
+        &mut self,
+        i: usize,
+        num_left: &mut u32,
+        builder: &mut BatchBuilder<'_, '_>,
+    ) -> bool {
+        builder.is_short_of_blocks = true;
+        if self.kv.has_deferred() || self.running.len() == i + 1 {
+            return false;
+        }
+        *num_left -= self.preempt_last();
+        true
     }
 
     /// Sequences that hold blocks.
@@ -105,6 +121,9 @@ impl Scheduler {
         }
         let start = request.sequences[index].num_computed;
         let num_tokens = request.num_tokens(index);
+        // Beams run their last tokens together.
+        let is_held = request.beams.as_ref().is_some_and(|beams| !beams.is_in_step);
+        let num_tokens = num_tokens - u32::from(is_held);
         let stop = next_fork(request, index).unwrap_or(num_tokens).min(num_tokens);
         let want = stop.min(start + budget);
         if want == start {
@@ -119,7 +138,7 @@ impl Scheduler {
         request.sequences[index].num_computed = end;
         let (arrival, run) = (request.rank.arrival, request.run);
         record.rows.push(ScheduledRow { slot, arrival, run, index: index as u32, row, end });
-        if end == num_tokens {
+        if end == num_tokens && !is_held {
             self.plan_sample(slot, index, builder, record);
         }
         self.fork_children(slot, index, end, builder, record);
@@ -153,7 +172,7 @@ impl Scheduler {
             sequence.fork = None;
             sequence.num_computed = at;
             sequence.forked_by = record.id;
-            let is_complete = request.num_tokens(child) == at;
+            let is_complete = request.beams.is_none() && request.num_tokens(child) == at;
             request.num_parked -= 1;
             self.num_parked -= 1;
             self.kv.fork(parent_row, row, at);
@@ -174,11 +193,14 @@ impl Scheduler {
         let request = self.request_mut(slot);
         request.num_in_flight += 1;
         let arrival = request.rank.arrival;
+        let beams = request.beams.as_ref();
+        let is_beam = beams.is_some();
+        let num_candidates = beams.map_or(1, |beams| beams.num_candidates(&request.stop) as u32);
         let sequence = &mut request.sequences[index];
         let row = sequence.row.expect("a runnable sequence has a row");
         let output_position = sequence.num_output() + sequence.num_pending;
-        sequence.pending_sample = builder.push_sample(row, index, output_position);
+        sequence.pending_sample = builder.push_sample(row, index, output_position, num_candidates);
         sequence.num_pending += 1;
-        record.samples.push(Sample { slot, arrival, index: index as u32 });
+        record.samples.push(Sample { slot, arrival, index: index as u32, is_beam });
     }
 }

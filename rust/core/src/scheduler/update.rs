@@ -14,8 +14,8 @@ pub struct Delta {
     pub request_id: u64,
     /// Index of the sequence within it.
     pub index: u32,
-    /// The token.
-    pub token_id: TokenId,
+    /// The tokens: one, or all of a beam.
+    pub token_ids: Vec<TokenId>,
     /// Text that became final with it; may be empty, and may belong to earlier tokens.
     pub text: String,
     /// Set on the last delta of a sequence.
@@ -35,8 +35,25 @@ pub struct StepOutput {
     pub finished: Vec<u64>,
 }
 
+/// `[samples, per_sample]` tokens and their log-probabilities.
+pub(super) struct Sampled<'a> {
+    token_ids: &'a [TokenId],
+    logprobs: &'a [f32],
+    per_sample: usize,
+}
+
+impl<'a> Sampled<'a> {
+    /// Those of one sample.
+    pub(super) fn candidates(&self, sample: usize) -> (&'a [TokenId], &'a [f32]) {
+        let range = sample * self.per_sample..(sample + 1) * self.per_sample;
+        (&self.token_ids[range.clone()], &self.logprobs[range])
+    }
+}
+
 impl Scheduler {
-    /// Takes the tokens sampled for the oldest batch in flight, with their log-probabilities.
+    /// Takes the tokens sampled for the oldest batch in flight, with their log-probabilities: of each
+    /// sample `num_candidates` of the batch, most likely first. Of a sample that wants fewer, the first
+    /// count; a log-probability of minus infinity means that there are no more.
     ///
     /// This alone decides which sequences end.
     ///
@@ -54,7 +71,8 @@ impl Scheduler {
         if batch.id != expected || expected == 0 {
             return Err(Error::BatchOrder { verb: "updated", given: batch.id, expected });
         }
-        let expected = batch.num_samples as usize;
+        let per_sample = batch.num_candidates.max(1) as usize;
+        let expected = batch.num_samples as usize * per_sample;
         for (name, actual) in [("token_ids", token_ids.len()), ("logprobs", logprobs.len())] {
             if actual != expected {
                 return Err(Error::Shape { name, expected, actual });
@@ -67,9 +85,18 @@ impl Scheduler {
         let record = self.in_flight.pop_front().expect("checked above");
         self.kv.end_batch();
         self.commit(&record);
-        for (i, sample) in record.samples.iter().enumerate() {
-            let is_accepted = self.accept(*sample, token_ids[i], logprobs[i], output);
-            output.accepted.push(is_accepted);
+        let sampled = Sampled { token_ids, logprobs, per_sample };
+        for samples in record.samples.chunk_by(|a, b| a.slot == b.slot) {
+            let first = output.accepted.len();
+            if samples[0].is_beam {
+                self.accept_beams(samples, &sampled, first, output);
+                continue;
+            }
+            for (i, sample) in samples.iter().enumerate() {
+                let at = (first + i) * per_sample;
+                let is_accepted = self.accept(*sample, token_ids[at], logprobs[at], output);
+                output.accepted.push(is_accepted);
+            }
         }
         if !output.finished.is_empty() {
             let requests = &self.requests;
@@ -169,7 +196,7 @@ impl Scheduler {
             output.deltas.push(Delta {
                 request_id: request.id,
                 index: sample.index,
-                token_id: token,
+                token_ids: vec![token],
                 text: delta,
                 finish_reason: reason,
             });

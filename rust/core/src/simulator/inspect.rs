@@ -53,10 +53,12 @@ fn inspect_slots(
     let kv = scheduler.kv_cache();
     let size = i64::from(kv.config().block_size);
     let forks = &arrays.row_forks[..2 * batch.num_row_forks as usize];
+    let rows = &arrays.row_ids[..batch.num_rows as usize];
     let mut slots = Vec::new();
     for r in 0..batch.num_rows as usize {
-        let parents = forks.iter().step_by(2);
-        let num_owners = 1 + parents.filter(|parent| **parent == arrays.row_ids[r]).count();
+        // A row that was forked before the batch and runs in it has its own copy by now.
+        let is_owner = |fork: &&[i32]| fork[0] == rows[r] && !rows.contains(&fork[1]);
+        let num_owners = 1 + forks.chunks(2).filter(is_owner).count();
         let [start, end] = [r, r + 1].map(|i| arrays.query_start_loc[i] as usize);
         for group in 0..kv.config().groups.len() {
             for slot in &arrays.slot_mapping[group * arrays.slot_stride..][start..end] {

@@ -111,19 +111,15 @@ impl Oracle {
     }
 
     fn prepare(&mut self, batch: &Batch, arrays: &StepArrays<'_>) -> Result<(), String> {
+        let forks = &arrays.row_forks[..2 * batch.num_row_forks as usize];
+        let (first_forks, forks) = forks.split_at(2 * batch.num_first_forks as usize);
+        self.fork_rows(first_forks);
         for update in arrays.table_updates.chunks(4).take(batch.num_table_updates as usize) {
             let [group, row, column, block] = [0, 1, 2, 3].map(|i| update[i] as usize);
             let at = self.table_index(group, row, column);
             self.tables[at] = block as i32;
         }
-        for fork in arrays.row_forks.chunks(2).take(batch.num_row_forks as usize) {
-            for group in 0..self.num_groups() {
-                let from = self.table_index(group, fork[0] as usize, 0);
-                let to = self.table_index(group, fork[1] as usize, 0);
-                let columns = self.config.cache.blocks_per_row() as usize;
-                self.tables.copy_within(from..from + columns, to);
-            }
-        }
+        self.fork_rows(forks);
         for fill in arrays.row_fills.chunks(3).take(batch.num_row_fills as usize) {
             self.rows[fill[0] as usize] = Some((fill[1] as u64, fill[2] as u32));
         }
@@ -141,6 +137,17 @@ impl Oracle {
             self.memory.copy_within(from * size..(from + 1) * size, to * size);
         }
         Ok(())
+    }
+
+    fn fork_rows(&mut self, forks: &[i32]) {
+        for fork in forks.chunks(2) {
+            for group in 0..self.num_groups() {
+                let from = self.table_index(group, fork[0] as usize, 0);
+                let to = self.table_index(group, fork[1] as usize, 0);
+                let columns = self.config.cache.blocks_per_row() as usize;
+                self.tables.copy_within(from..from + columns, to);
+            }
+        }
     }
 
     /// The sequence that scheduled row `r` belongs to, with the tokens `start..end` that it runs and

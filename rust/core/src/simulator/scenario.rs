@@ -110,6 +110,7 @@ impl Scenario {
             priority: rng.below(shape.num_priorities) as i32,
             key: CacheKey { adapter_id: tenant / 2, salt: vec![7; (tenant % 2) as usize] },
             text: voice.stop_modulus.map(|n| Box::new(ToyText::new(n)) as Box<dyn SequenceText>),
+            beams: None,
             include_stop_in_text: rng.chance(30),
             stream: rng.chance(50),
         };

@@ -319,7 +319,7 @@ impl Simulation {
                 return Err(format!("{delta:?} comes after the end"));
             }
             stream.text.push_str(&delta.text);
-            stream.token_ids.push(delta.token_id);
+            stream.token_ids.extend(&delta.token_ids);
             stream.finish_reason = delta.finish_reason;
         }
         for id in &output.finished {

@@ -154,6 +154,7 @@ impl Truth {
             token_ids: output[..num_output].to_vec(),
             text: text.map_or_else(String::new, |text| text.text().to_owned()),
             cumulative_logprob,
+            score: None,
             finish_reason: reason,
         }
     }

@@ -34,6 +34,7 @@ pub(crate) fn request(id: u64, prompt_len: u32, max_tokens: u32) -> NewRequest {
         priority: 0,
         key: CacheKey::default(),
         text: None,
+        beams: None,
         include_stop_in_text: false,
         stream: false,
     }

@@ -75,6 +75,7 @@ impl Story {
             priority: 0,
             key: CacheKey::default(),
             text: None,
+            beams: None,
             include_stop_in_text: false,
             stream: false,
         };
