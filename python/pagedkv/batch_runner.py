@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pagedkv.models.padding import padded_rows
-from pagedkv.sampling.sampler import SampledTokens, SampleTargets
+from pagedkv.sampling.targets import SampleTargets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pagedkv._core import Batch
     from pagedkv.attention.base import StepInputs
-    from pagedkv.sampling.logprobs import TopLogprobs
+    from pagedkv.sampling.sampled import SampledTokens, TopLogprobs
     from pagedkv.sampling.sampler import Sampler
     from pagedkv.step_buffers import StepArena
 
@@ -85,6 +85,7 @@ class BatchRunner:
             outcome = BatchOutcome(
                 token_ids=sampled.token_ids, logprobs=sampled.logprobs, top=sampled.top
             )
+            outcome.failures.update(_by_row(sampled, targets))
         _note_nan(outcome, targets)
         self._sampler.count(targets, outcome.token_ids)
         return outcome
@@ -134,6 +135,7 @@ class BatchRunner:
                 outcome.failures[int(step.row_ids[rows[0]])] = _describe(part_error)
             else:
                 copies = copies[:0]
+                outcome.failures.update(_by_row(sampled, part_targets))
                 _merge(outcome, sampled, samples)
         return outcome
 
@@ -183,6 +185,11 @@ def _merge(outcome: BatchOutcome, part: SampledTokens, samples: npt.NDArray[np.i
     outcome.token_ids[samples] = part.token_ids
     outcome.logprobs[samples] = part.logprobs
     outcome.top += [replace(report, sample=int(samples[report.sample])) for report in part.top]
+
+
+def _by_row(sampled: SampledTokens, targets: SampleTargets) -> dict[int, str]:
+    """What went wrong in the sampler, by row id."""
+    return {int(targets.rows[sample]): error for sample, error in sampled.failures.items()}
 
 
 def _note_nan(outcome: BatchOutcome, targets: SampleTargets) -> None:

@@ -17,6 +17,7 @@ from pagedkv.interrupts import InterruptShield
 from pagedkv.outputs import StreamDelta
 from pagedkv.request_state import RequestState, SampledLogprob, StepEvents
 from pagedkv.sampling.philox import derive_seed
+from pagedkv.sampling.row_state import needs_token_ids
 from pagedkv.startup import build_engine
 from pagedkv.stats import EngineClock
 
@@ -315,8 +316,8 @@ class LLMEngine:
             state = self._states[core_id]
             if state.metrics.first_scheduled_time is None:
                 state.metrics.first_scheduled_time = now
-            has_penalties = state.params.has_penalties
-            output_ids = parts.scheduler.output_token_ids(core_id, index) if has_penalties else None
+            is_read = needs_token_ids(state.params)
+            output_ids = parts.scheduler.output_token_ids(core_id, index) if is_read else None
             parts.sampler.fill_row(
                 row,
                 state.params,
@@ -324,7 +325,7 @@ class LLMEngine:
                 seed=state.seed,
                 ending_ids=state.ending_ids,
                 prompt_token_ids=np.asarray(state.prompt_token_ids, dtype=np.int32)
-                if has_penalties
+                if is_read
                 else _NO_TOKENS,
                 output_token_ids=_NO_TOKENS if output_ids is None else output_ids,
             )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pagedkv._core import RequestResult, TextDecoder
-    from pagedkv.sampling.logprobs import TopLogprobs
+    from pagedkv.sampling.sampled import TopLogprobs
     from pagedkv.sampling_params import SamplingParams
 
 

@@ -8,48 +8,16 @@ import torch
 
 from pagedkv import SamplingParams
 from pagedkv.sampling.philox import gumbel_noise
-from pagedkv.sampling.sampler import Sampler, SampleTargets
-
-EMPTY = np.zeros(0, dtype=np.int32)
-
-
-def make_sampler(vocab_size, rows, *, max_num_seqs=None):
-    """A sampler whose row i holds the i-th of ``rows`` (params, and what `fill_row` takes)."""
-    sampler = Sampler(
-        max_num_seqs=max_num_seqs or len(rows), vocab_size=vocab_size, device=torch.device("cpu")
-    )
-    for row, (params, state) in enumerate(rows):
-        fill(sampler, row, params, **state)
-    return sampler
-
-
-def fill(sampler, row, params, *, seed=0, index=0, ending_ids=(), prompt=(), output=()):
-    sampler.fill_row(
-        row,
-        params,
-        index=index,
-        seed=seed,
-        ending_ids=list(ending_ids),
-        prompt_token_ids=np.array(prompt, dtype=np.int32),
-        output_token_ids=np.array(output, dtype=np.int32),
-    )
-
-
-def targets(rows, *, index=None, positions=None):
-    count = len(rows)
-    return SampleTargets(
-        rows=np.array(rows, dtype=np.int32),
-        sample_index=np.array(index or [0] * count, dtype=np.int32),
-        positions=np.array(positions or [0] * count, dtype=np.int32),
-    )
+from sampling.rows import fill, make_sampler, targets
 
 
 def naive_token(logits, params, *, seed, index, position, ending_ids, prompt, output):
     """One row, straight from the definition, in Python floats."""
-    x = penalised([float(v) for v in logits], params, prompt, output)
+    x = [float(v) for v in logits]
     if position < params.min_tokens:
         for token in ending_ids:
             x[token] = -math.inf
+    x = penalised(x, params, prompt, output)
     if params.temperature < 1e-5:
         return max(range(len(x)), key=lambda i: (x[i], -i))
     x = [v / params.temperature for v in x]
@@ -274,7 +242,7 @@ def test_a_sample_without_a_row_of_its_own_does_not_touch_its_parents_counts():
     sampler = make_sampler(6, [(params, {"prompt": [0]})])
     where = targets([0, 0], index=[0, 1])
     sampler.count(where, np.array([2, 4], dtype=np.int32))
-    counted = sampler._penalties._output_counts.sum(dim=0)
+    counted = sampler.edits._penalties._output_counts.sum(dim=0)
     assert counted.tolist() == [0, 0, 1, 0, 0, 0]
 
 

@@ -75,26 +75,28 @@ def _kth_largest(scaled: torch.Tensor, top_k: npt.NDArray[np.int32]) -> torch.Te
 
 
 def _keep_nucleus(scaled: torch.Tensor, top_p: npt.NDArray[np.float32]) -> None:
-    """Keeps each row's most likely tokens up to the first whose running sum reaches ``top_p``."""
-    probabilities = scaled.softmax(dim=1)
-    wanted = torch.from_numpy(top_p.astype(np.float64)).to(scaled.device)
+    """Keeps each row's most likely tokens up to the first whose running sum reaches ``top_p`` of the whole."""
+    largest = scaled.amax(dim=1, keepdim=True)
+    # Running sums in f64 run through a row in its own order, whatever the other rows and the threads.
+    whole = (scaled - largest).exp().double().cumsum(dim=1)[:, -1]
+    wanted = torch.from_numpy(top_p.astype(np.float64)).to(scaled.device) * whole
     first_look = min(_NUCLEUS_FIRST_LOOK, scaled.shape[1])
-    thresholds, is_reached = _nucleus_threshold(probabilities, wanted, num_looked_at=first_look)
+    thresholds, is_reached = _nucleus_threshold(scaled, wanted, num_looked_at=first_look)
     if not bool(is_reached.all()) and first_look < scaled.shape[1]:
         left = (~is_reached).nonzero().squeeze(1)
         thresholds[left], _ = _nucleus_threshold(
-            probabilities[left], wanted[left], num_looked_at=scaled.shape[1]
+            scaled[left], wanted[left], num_looked_at=scaled.shape[1]
         )
-    scaled.masked_fill_(probabilities < thresholds.unsqueeze(1), -torch.inf)
+    _drop_below(scaled, thresholds.unsqueeze(1))
 
 
 def _nucleus_threshold(
-    probabilities: torch.Tensor, wanted: torch.Tensor, *, num_looked_at: int
+    scaled: torch.Tensor, wanted: torch.Tensor, *, num_looked_at: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[K] probability of the last kept token and [K] whether the sum was reached."""
-    largest = probabilities.topk(num_looked_at, dim=1).values
-    # A running sum in f64 depends on the sorted prefix alone, however many tokens are looked at.
-    is_enough = largest.double().cumsum(dim=1) >= wanted.unsqueeze(1)
+    """[K] scaled logit of the last kept token and [K] whether the sum was reached."""
+    largest = scaled.topk(num_looked_at, dim=1).values
+    sums = (largest - largest[:, :1]).exp().double().cumsum(dim=1)
+    is_enough = sums >= wanted.unsqueeze(1)
     is_reached = is_enough[:, -1]
     last = torch.where(is_reached, is_enough.int().argmax(dim=1), num_looked_at - 1)
     return largest.gather(1, last.unsqueeze(1)).squeeze(1), is_reached

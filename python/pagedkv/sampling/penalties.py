@@ -10,80 +10,97 @@ import torch
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from pagedkv.sampling.rows import SamplingRows
+    from pagedkv.sampling.row_state import RowState
+    from pagedkv.sampling.targets import SampleTargets
 
 _NO_SLOT = -1
 
 
-class PenaltyCounts:
-    """How often each token occurred, per row with penalties.
+class Penalties:
+    """The penalties by row, and how often each token occurred in rows that have any.
 
     A row with penalties holds a slot of two arrays over the vocabulary; rows without cost nothing.
     """
 
     def __init__(self, *, max_num_seqs: int, vocab_size: int, device: torch.device) -> None:
-        """Reserves nothing but the map from rows to slots."""
+        """Reserves nothing but what is small."""
         self._device = device
+        self._presence = np.zeros(max_num_seqs, dtype=np.float32)
+        self._frequency = np.zeros(max_num_seqs, dtype=np.float32)
+        self._repetition = np.ones(max_num_seqs, dtype=np.float32)
         self._slot_of_row = np.full(max_num_seqs, _NO_SLOT, dtype=np.int64)
         self._free_slots: list[int] = []
         self._output_counts = torch.zeros(0, vocab_size, dtype=torch.int32, device=device)
         self._is_in_prompt = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
 
-    def fill(
-        self,
-        row: int,
-        *,
-        prompt_token_ids: npt.NDArray[np.int32],
-        output_token_ids: npt.NDArray[np.int32],
-    ) -> None:
-        """Counts the tokens of the sequence that got ``row``; O(vocabulary + tokens)."""
+    def fill(self, row: int, state: RowState) -> None:
+        """Counts the tokens of the row's sequence if it has penalties; O(vocabulary + tokens) then."""
+        params = state.params
         slot = int(self._slot_of_row[row])
+        if not params.has_penalties:
+            if slot != _NO_SLOT:
+                self._free_slots.append(slot)
+                self._slot_of_row[row] = _NO_SLOT
+            return
         if slot == _NO_SLOT:
             slot = self._take_slot()
             self._slot_of_row[row] = slot
-        output = torch.as_tensor(output_token_ids, dtype=torch.long, device=self._device)
-        prompt = torch.as_tensor(prompt_token_ids, dtype=torch.long, device=self._device)
+        self._presence[row] = params.presence_penalty
+        self._frequency[row] = params.frequency_penalty
+        self._repetition[row] = params.repetition_penalty
+        output = torch.as_tensor(state.output_token_ids, dtype=torch.long, device=self._device)
+        prompt = torch.as_tensor(state.prompt_token_ids, dtype=torch.long, device=self._device)
         counts = torch.bincount(output, minlength=self._output_counts.shape[1])
         self._output_counts[slot] = counts.to(torch.int32)
         self._is_in_prompt[slot] = False
         self._is_in_prompt[slot, prompt] = True
 
-    def clear(self, row: int) -> None:
-        """Gives the row's slot back; a row without one is fine."""
-        slot = int(self._slot_of_row[row])
-        if slot != _NO_SLOT:
-            self._free_slots.append(slot)
-            self._slot_of_row[row] = _NO_SLOT
+    def active(self, targets: SampleTargets) -> npt.NDArray[np.bool_]:
+        """[S], which samples have penalties."""
+        has_slot: npt.NDArray[np.bool_] = self._slot_of_row[targets.rows] != _NO_SLOT
+        return has_slot
 
     def apply(
-        self, logits: torch.Tensor, parameters: SamplingRows, rows: npt.NDArray[np.int32]
-    ) -> torch.Tensor:
-        """The logits with the rows' penalties: repetition first, then frequency, then presence.
-
-        Args:
-            logits: [P, V] float32; may be overwritten.
-            parameters: The penalties by row.
-            rows: [P] rows, each filled here.
-        """
-        slots = torch.from_numpy(self._slot_of_row[rows]).to(self._device)
+        self, logits: torch.Tensor, places: npt.NDArray[np.int64], targets: SampleTargets
+    ) -> None:
+        """Repetition first, then frequency, then presence; see `LogitsEdit.apply`."""
+        is_all = places.size == logits.shape[0]
+        at = torch.from_numpy(places).to(self._device)
+        part = logits if is_all else logits[at]
+        slots = torch.from_numpy(self._slot_of_row[targets.rows]).to(self._device)
         counts = self._output_counts[slots]
         is_in_output = counts > 0
 
         def column(values: npt.NDArray[np.float32]) -> torch.Tensor:
-            return torch.from_numpy(values[rows]).to(self._device).unsqueeze(1)
+            return torch.from_numpy(values[targets.rows]).to(self._device).unsqueeze(1)
 
-        repetition = column(parameters.repetition_penalty)
-        repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
-        logits = torch.where(is_in_output | self._is_in_prompt[slots], repeated, logits)
-        logits -= column(parameters.frequency_penalty) * counts
-        logits -= column(parameters.presence_penalty) * is_in_output
-        return logits
+        repetition = column(self._repetition)
+        repeated = torch.where(part > 0, part / repetition, part * repetition)
+        part = torch.where(is_in_output | self._is_in_prompt[slots], repeated, part)
+        part -= column(self._frequency) * counts
+        part -= column(self._presence) * is_in_output
+        if is_all:
+            logits.copy_(part)
+        else:
+            logits[at] = part
 
     def count(self, rows: npt.NDArray[np.int32], token_ids: npt.NDArray[np.int32]) -> None:
-        """Adds one sampled token to each of the rows, which are distinct and filled here."""
-        slots = torch.from_numpy(self._slot_of_row[rows]).to(self._device)
-        ids = torch.from_numpy(token_ids.astype(np.int64)).to(self._device)
-        self._output_counts[slots, ids] += 1
+        """Adds one sampled token to each of the rows, which are distinct, that has penalties."""
+        slots_of_rows = self._slot_of_row[rows]
+        has_slot = slots_of_rows != _NO_SLOT
+        if has_slot.any():
+            slots = torch.from_numpy(slots_of_rows[has_slot]).to(self._device)
+            ids = torch.from_numpy(token_ids[has_slot].astype(np.int64)).to(self._device)
+            self._output_counts[slots, ids] += 1
+
+    def fork(self, *, sources: npt.NDArray[np.int32], rows: npt.NDArray[np.int32]) -> None:
+        """Gives each row that has penalties the output counts of its source, as they were before the call."""
+        slots = self._slot_of_row[rows]
+        has_slot = slots != _NO_SLOT
+        if has_slot.any():
+            to = torch.from_numpy(slots[has_slot]).to(self._device)
+            origin = torch.from_numpy(self._slot_of_row[sources[has_slot]]).to(self._device)
+            self._output_counts[to] = self._output_counts[origin]
 
     def _take_slot(self) -> int:
         if not self._free_slots:

@@ -1,0 +1,67 @@
+"""The best continuations of beams, by log-probability under the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from pagedkv.sampling.edits import LogitsEdits
+    from pagedkv.sampling.targets import SampleTargets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamCandidates:
+    """The best next tokens of each row.
+
+    Attributes:
+        token_ids: [S, C] int32, best first, of equals the lower id first.
+        logprobs: [S, C] float32, -inf where edits of the logits left nothing.
+        failures: What went wrong, by sample; such a row's numbers mean nothing.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    logprobs: npt.NDArray[np.float32]
+    failures: dict[int, str] = field(default_factory=dict)
+
+
+def beam_candidates(
+    logits: torch.Tensor, targets: SampleTargets, edits: LogitsEdits, *, num_candidates: int
+) -> BeamCandidates:
+    """The best continuations.
+
+    Edits act on log-probabilities, which are not normalised again afterwards, as in ``generate`` of Hugging Face.
+
+    Args:
+        logits: [S, V] float32.
+        targets: For whom; each row holds the tokens of its beam.
+        edits: What the rows' requests ask for.
+        num_candidates: C, at most V.
+    """
+    logprobs = logits.log_softmax(dim=1)
+    # A NaN, and an infinity, is then everywhere in its row.
+    failures = {
+        int(sample): "the model's logits are not a number (NaN)"
+        for sample in np.flatnonzero(logprobs[:, 0].isnan().cpu().numpy())
+    }
+    edited = edits.apply(logprobs, targets)
+    if edited is not None:
+        logprobs[torch.from_numpy(edited.samples).to(logprobs.device)] = edited.logits
+        failures = edited.failures | failures
+    values, ids = _best(logprobs, num_candidates)
+    return BeamCandidates(
+        token_ids=ids.to(torch.int32).cpu().numpy(),
+        logprobs=values.cpu().numpy(),
+        failures=failures,
+    )
+
+
+def _best(numbers: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest ``count`` numbers of each row and where they are, of equals the first ones."""
+    values, ids = numbers.sort(dim=1, descending=True, stable=True)
+    return values[:, :count], ids[:, :count]
