@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pagedkv.beam_search_params import BeamSearchParams
     from pagedkv.config import EngineConfig
     from pagedkv.engine import LLMEngine
     from pagedkv.errors import (
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
         RequestOutput,
         StreamDelta,
     )
-    from pagedkv.sampling_params import SamplingParams
+    from pagedkv.sampling_params import RequestOutputKind, SamplingParams
 
     __version__: str
 
 _HOME = {
+    "BeamSearchParams": "beam_search_params",
     "CompletionOutput": "outputs",
     "EngineClosedError": "errors",
     "EngineConfig": "config",
@@ -46,6 +48,7 @@ _HOME = {
     "PagedKVError": "errors",
     "RequestMetrics": "outputs",
     "RequestOutput": "outputs",
+    "RequestOutputKind": "sampling_params",
     "SamplingParams": "sampling_params",
     "StreamDelta": "outputs",
     "UnsupportedModelError": "errors",
@@ -53,6 +56,7 @@ _HOME = {
 
 __all__ = [
     "LLM",
+    "BeamSearchParams",
     "CompletionOutput",
     "EngineClosedError",
     "EngineConfig",
@@ -62,6 +66,7 @@ __all__ = [
     "PagedKVError",
     "RequestMetrics",
     "RequestOutput",
+    "RequestOutputKind",
     "SamplingParams",
     "StreamDelta",
     "UnsupportedModelError",

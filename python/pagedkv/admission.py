@@ -17,6 +17,7 @@ from pagedkv.requests import (
     normalize_priorities,
     normalize_prompts,
 )
+from pagedkv.sampling_fit import fit_params
 
 if TYPE_CHECKING:
     from pagedkv.config import EngineConfig
@@ -68,11 +69,13 @@ def prepare_requests(
         raise ValueError(msg)
     # One object for all prompts is checked once.
     for checked in {id(entry): entry for entry in params}.values():
-        _check_params(checked, config, parts)
+        fit_params(checked, config, parts)
     return [
         EngineRequest(
             prompt=prompt,
-            token_ids=_token_ids(prompt, parts, where=f"prompts[{i}]"),
+            token_ids=_token_ids(
+                prompt, parts, truncate_to=params[i].truncate_prompt_tokens, where=f"prompts[{i}]"
+            ),
             params=params[i],
             priority=priorities[i],
             where=f"prompts[{i}]",
@@ -157,29 +160,9 @@ def add_to_core(request: EngineRequest, parts: EngineParts, state: RequestState)
         raise type(error)(msg) from error
 
 
-def _check_params(params: SamplingParams, config: EngineConfig, parts: EngineParts) -> None:
-    vocab_size = parts.loaded.vocab_size
-    if params.n > config.max_num_seqs:
-        msg = f"n must be at most max_num_seqs ({config.max_num_seqs}), got {params.n}; raise max_num_seqs or lower n"
-        raise ValueError(msg)
-    if params.logprobs is not None and params.logprobs > config.max_logprobs:
-        msg = f"logprobs must be at most max_logprobs ({config.max_logprobs}), got {params.logprobs}; raise max_logprobs"
-        raise ValueError(msg)
-    if params.stop and parts.tokenizer is None:
-        msg = "stop strings need a tokenizer, but the engine has none (skip_tokenizer_init=True)"
-        raise ValueError(msg)
-    for i, token_id in enumerate(params.stop_token_ids):
-        if token_id >= vocab_size:
-            msg = (
-                f"stop_token_ids[{i}]={token_id} is outside the vocabulary (0 to {vocab_size - 1})"
-            )
-            raise ValueError(msg)
-    if params.min_tokens and len(set(params.stop_token_ids)) >= vocab_size:
-        msg = "min_tokens leaves no token to generate: stop_token_ids names the whole vocabulary"
-        raise ValueError(msg)
-
-
-def _token_ids(prompt: Prompt, parts: EngineParts, *, where: str) -> list[int]:
+def _token_ids(
+    prompt: Prompt, parts: EngineParts, *, truncate_to: int | None, where: str
+) -> list[int]:
     token_ids = prompt.token_ids
     if token_ids is None:
         if parts.tokenizer is None:
@@ -190,5 +173,7 @@ def _token_ids(prompt: Prompt, parts: EngineParts, *, where: str) -> list[int]:
     else:
         where_ids = where
     check_token_ids(token_ids, vocab_size=parts.loaded.vocab_size, where=where_ids)
+    if truncate_to is not None:
+        token_ids = token_ids[-truncate_to:]
     check_prompt_length(len(token_ids), max_model_len=parts.loaded.max_model_len, where=where)
     return [int(token_id) for token_id in token_ids]

@@ -87,7 +87,7 @@ class EngineConfig:
         max_num_waiting: requests that may wait; one more is refused.
         enable_prefix_caching: find the blocks of equal prompt prefixes again.
         scheduling_policy: "fcfs" or "priority" (lower values first).
-        max_logprobs: the most ``SamplingParams.logprobs`` a request may ask for.
+        max_logprobs: the most ``SamplingParams.logprobs`` a request may ask for; -1 for the whole vocabulary.
         seed: seed of the requests that bring none.
         chat_template: a Jinja template instead of the model's own.
         generation_config: sampling of calls that bring none: "auto" for what the checkpoint's author set, "neutral" for
@@ -148,7 +148,7 @@ class EngineConfig:
         _check_range("num_threads", self.num_threads, low=1, high=MAX_THREADS)
         _check_range("max_num_seqs", self.max_num_seqs, low=1, high=MAX_NUM_SEQS_LIMIT)
         _check_range("max_num_waiting", self.max_num_waiting, low=1, high=1 << 31)
-        _check_range("max_logprobs", self.max_logprobs, low=0, high=1 << 20)
+        _check_range("max_logprobs", self.max_logprobs, low=-1, high=1 << 20)
         _check_range("seed", self.seed, low=-(2**63), high=2**64 - 1)
         batched = self.max_num_batched_tokens
         _check_range("max_num_batched_tokens", batched, low=1, high=MAX_BATCHED_TOKENS_LIMIT)

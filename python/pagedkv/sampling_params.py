@@ -3,56 +3,88 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any
+import logging
+from dataclasses import InitVar, dataclass, field, fields
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from pagedkv.errors import not_supported_yet, unknown_parameter
+from pagedkv.beam_checks import check_beam_search, check_best_of, check_without_beams
+from pagedkv.errors import unknown_parameter
+from pagedkv.sampling_checks import (
+    UnsetNumber,
+    at_least_one,
+    check_distribution,
+    check_max_tokens,
+    check_penalties,
+    check_types,
+    refuse_later,
+    refuse_out_of_scope,
+)
+from pagedkv.sampling_lists import (
+    LOGIT_BIAS_LIMIT,
+    MAX_BAD_WORDS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    checked_allowed_ids,
+    checked_ids,
+    checked_logit_bias,
+    checked_processors,
+    checked_strings,
+    checked_structure,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Self
+
+logger = logging.getLogger(__name__)
+
+Strings: TypeAlias = Any
+"""Set to a str, a sequence of them or None; read, once checked, as a list."""
+TokenIds: TypeAlias = Any
+"""Set to a sequence or set of ints, or None; read, once checked, as a list, or None where None differs from an empty one."""
 
 OWNER = "SamplingParams"
 GREEDY_TEMPERATURE = 1e-5
 """Temperatures below this pick the most likely token."""
+MIN_TEMPERATURE = 1e-2
+"""Lower ones that still sample are raised to this: logits divided by less leave the range of float32."""
 
 MAX_N = 16_384
-MAX_STOP_STRINGS = 64
-MAX_STOP_STRING_CHARS = 4_096
-MAX_STOP_TOKEN_IDS = 1_024
-MAX_TOKENS_LIMIT = 2**31 - 1
 
-# Fields of the classic API that have no effect yet, with the values that ask for nothing.
+# Fields that have no effect yet, with the values that ask for nothing.
 _NOT_YET: dict[str, tuple[object, ...]] = {
-    "allowed_token_ids": (None,),
-    "bad_words": (None, []),
-    "best_of": (None,),
-    "early_stopping": (False,),
-    "extra_args": (None,),
     "flat_logprobs": (False,),
-    "guided_decoding": (None,),
-    "length_penalty": (1.0,),
-    "logit_bias": (None, {}),
-    "logits_processors": (None, []),
     "logprob_token_ids": (None,),
-    "output_kind": (None, 0),
     "prompt_logprob_start": (None, 0),
     "prompt_logprob_token_ids": (None,),
-    "prompt_logprobs": (None,),
     "repetition_detection": (None,),
-    "skip_clone": (False,),
-    "skip_reading_prefix_cache": (None, False),
     "stream_interval": (None, 1),
-    "structured_outputs": (None,),
     "thinking_token_budget": (None, -1),
-    "truncate_prompt_tokens": (None,),
-    "use_beam_search": (False,),
+    "trace_decode_token_ids": (None,),
+}
+# Fields of other engines that are no part of what this one does, with the values that ask for nothing.
+_OUT_OF_SCOPE: dict[str, tuple[object, ...]] = {
+    "routed_experts_prompt_start": (0, None),
     "watermarking": (None, False),
 }
 
 
-@dataclass(init=False, eq=True)
+class RequestOutputKind(IntEnum):
+    """Which outputs `LLMEngine.step` returns of a request."""
+
+    CUMULATIVE = 0
+    """Everything so far, whenever it grows."""
+    DELTA = 1
+    """What is new, whenever there is something."""
+    FINAL_ONLY = 2
+    """Nothing before the end."""
+
+
+@dataclass(kw_only=True)
 class SamplingParams:
-    """How a request is sampled and when it ends.
+    """How a request is sampled and when it ends; the fields of both generations of the classic API.
 
     Values are checked here and again when a request takes them, so a field may be reassigned.
     The result of a request depends on its prompt, its parameters and its seed only: the token at
@@ -61,100 +93,144 @@ class SamplingParams:
     own stream under one seed.
 
     Attributes:
-        n: how many continuations to sample; they share the prompt's blocks.
+        n: how many continuations to return; they share the prompt's blocks.
+        best_of: how many to sample, of which the ``n`` with the highest cumulative log-probability
+            are returned, best first; the width of a beam search. None means ``n``.
         presence_penalty: subtracted once from the logit of each token already generated.
         frequency_penalty: subtracted per occurrence of each token already generated.
         repetition_penalty: divides (or multiplies, where negative) the logits of tokens of the
             prompt and the output.
-        temperature: below 1e-5 the most likely token is taken.
+        temperature: below 1e-5 the most likely token is taken; from there to 0.01 it is 0.01.
+            Unset, it is 1, or 0 in a beam search.
         top_p: keeps the most likely tokens whose probabilities reach this sum.
-        top_k: keeps this many most likely tokens; -1 or 0 keeps all.
+        top_k: keeps this many most likely tokens; 0 or -1 keeps all, and reads as 0.
         min_p: keeps tokens at least this likely relative to the most likely one.
         seed: a signed 64-bit integer; None (or -1) derives one from the engine's seed.
+        use_beam_search: keeps the ``best_of`` most likely continuations at each step.
+        length_penalty: a beam's score is its cumulative log-probability / number of generated
+            tokens (the ending one included) ** this.
+        early_stopping: True ends a beam search once ``best_of`` beams have ended; False, when no
+            running beam scores better at its present length; "never", when none ever can.
         stop: strings that end a sequence; matched across token borders.
         stop_token_ids: token ids that end a sequence, besides the model's own.
         ignore_eos: treats the model's ending ids as ordinary tokens.
         max_tokens: tokens generated at most; None means up to the model's context length.
         min_tokens: ending and stop ids are masked before this many tokens.
         logprobs: how many of the most likely tokens to report per position, besides the chosen
-            one; taken from the model's distribution before penalties and temperature.
+            one; -1 for the whole vocabulary.
+        prompt_logprobs: the same for the tokens of the prompt, which is then computed anew.
         detokenize: False returns ids only.
         skip_special_tokens: leaves special tokens out of the text.
         spaces_between_special_tokens: kept for compatibility; the text is always the tokenizer's.
         include_stop_str_in_output: keeps the stop string that ended a sequence.
+        output_kind: which outputs `LLMEngine.step` and `LLM.stream` hand out.
+        stream_interval: tokens per streamed output.
+        logits_processors: functions of (output ids, logits) or (prompt ids, output ids, logits)
+            that return the logits [V] to use.
+        logit_bias: what is added to the logits of ids, clamped to +-100.
+        allowed_token_ids: the only ids that may be generated.
+        bad_words: strings whose last token is barred where the ones before it were generated.
+        structured_outputs: a StructuredOutputsParams, or a dict with one of json, regex, choice,
+            grammar, json_object, structural_tag. ``guided_decoding`` and the ``guided_json``,
+            ``guided_regex``, ``guided_choice``, ``guided_grammar`` and ``guided_json_object`` of
+            earlier versions mean the same.
+        truncate_prompt_tokens: keeps this many last tokens of a prompt.
+        skip_reading_prefix_cache: computes the whole prompt; None means where ``prompt_logprobs``
+            needs it.
+        extra_args: values for logits processors of the caller's own; pagedkv does not read them.
+        skip_clone: kept for compatibility; a request always has a copy.
+        bad_words_token_ids: the ids of ``bad_words``, filled when a request takes the parameters.
 
     Raises:
         UnknownParameterError: a keyword that does not exist.
         TypeError: a value of the wrong type.
-        ValueError: a value out of range, or a classic field that has no effect yet.
+        ValueError: a value out of range or at odds with another, or a field that has no effect.
     """
 
-    n: int
-    presence_penalty: float
-    frequency_penalty: float
-    repetition_penalty: float
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    seed: int | None
-    stop: list[str]
-    stop_token_ids: list[int]
-    ignore_eos: bool
-    max_tokens: int | None
-    min_tokens: int
-    logprobs: int | None
-    detokenize: bool
-    skip_special_tokens: bool
-    spaces_between_special_tokens: bool
-    include_stop_str_in_output: bool
+    n: int = 1
+    best_of: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    temperature: float = UnsetNumber(1.0)
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    use_beam_search: bool = False
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    stop: Strings = None
+    stop_token_ids: TokenIds = None
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    prompt_logprob_token_ids: TokenIds = None
+    prompt_logprob_start: int | None = None
+    logprob_token_ids: TokenIds = None
+    flat_logprobs: bool = False
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+    stream_interval: int | None = None
+    logits_processors: list[Callable[..., Any]] | None = None
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: TokenIds = None
+    bad_words: Strings = None
+    structured_outputs: Any = None
+    guided_decoding: Any = None
+    truncate_prompt_tokens: int | None = None
+    skip_reading_prefix_cache: bool | None = None
+    extra_args: dict[str, Any] | None = None
+    thinking_token_budget: int | None = None
+    repetition_detection: Any = None
+    trace_decode_token_ids: Any = None
+    routed_experts_prompt_start: int | None = 0
+    watermarking: Any = None
+    skip_clone: bool = False
+    guided_json: InitVar[Any] = None
+    guided_regex: InitVar[Any] = None
+    guided_choice: InitVar[Any] = None
+    guided_grammar: InitVar[Any] = None
+    guided_json_object: InitVar[Any] = None
+    bad_words_token_ids: list[list[int]] = field(default_factory=list, init=False, compare=False)
 
-    def __init__(
-        self,
-        *,
-        n: int = 1,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        repetition_penalty: float = 1.0,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = -1,
-        min_p: float = 0.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        stop_token_ids: Sequence[int] | None = None,
-        ignore_eos: bool = False,
-        max_tokens: int | None = 16,
-        min_tokens: int = 0,
-        logprobs: int | None = None,
-        detokenize: bool = True,
-        skip_special_tokens: bool = True,
-        spaces_between_special_tokens: bool = True,
-        include_stop_str_in_output: bool = False,
-        **other: Any,
-    ) -> None:
-        """Takes and checks the values; see the class for their meaning."""
-        self.n = n
-        self.presence_penalty = presence_penalty
-        self.frequency_penalty = frequency_penalty
-        self.repetition_penalty = repetition_penalty
-        self.temperature = temperature
-        self.top_p = top_p
-        self.top_k = top_k
-        self.min_p = min_p
-        self.seed = seed
-        self.stop = _as_list("stop", stop, wrap=str)
-        self.stop_token_ids = _as_list("stop_token_ids", stop_token_ids, wrap=None)
-        self.ignore_eos = ignore_eos
-        self.max_tokens = max_tokens
-        self.min_tokens = min_tokens
-        self.logprobs = logprobs
-        self.detokenize = detokenize
-        self.skip_special_tokens = skip_special_tokens
-        self.spaces_between_special_tokens = spaces_between_special_tokens
-        self.include_stop_str_in_output = include_stop_str_in_output
-        self._refuse_other(other)
+    if not TYPE_CHECKING:
+
+        def __new__(cls, **given: Any) -> Self:
+            """Looks at the names first, so that a wrong one is answered with the nearest right one."""
+            for name in given:
+                if name not in _PARAMETERS:
+                    raise unknown_parameter(OWNER, name, _PARAMETERS)
+            return super().__new__(cls)
+
+    def __post_init__(self, *guided: Any) -> None:
+        """Takes the earlier spellings and checks the values."""
+        spelled = {
+            kind: value
+            for kind, value in zip(_GUIDED_KINDS, guided, strict=True)
+            if value is not None
+        }
+        if spelled and (self.structured_outputs is not None or self.guided_decoding is not None):
+            msg = f"guided_{next(iter(spelled))} and structured_outputs were both given; keep one"
+            raise ValueError(msg)
+        if spelled:
+            self.guided_decoding = spelled
         self.verify()
+
+    @classmethod
+    def from_optional(cls, **given: Any) -> SamplingParams:
+        """The same with None for whatever is to have its default."""
+        return cls(**{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def num_sequences(self) -> int:
+        """How many continuations are generated: ``best_of``, or ``n`` without it."""
+        return self.n if self.best_of is None else self.best_of
 
     @property
     def is_greedy(self) -> bool:
@@ -171,83 +247,79 @@ class SamplingParams:
         )
 
     def clone(self) -> SamplingParams:
-        """Returns a copy that shares nothing with this one."""
-        return copy.deepcopy(self)
+        """Returns a copy that shares nothing with this one but the functions in ``logits_processors``."""
+        clone = copy.copy(self)
+        for name in _CONTAINERS:
+            setattr(clone, name, copy.copy(getattr(self, name)))
+        clone.structured_outputs = copy.deepcopy(self.structured_outputs)
+        clone.extra_args = copy.deepcopy(self.extra_args)
+        return clone
 
     def verify(self) -> None:
-        """Checks every field.
+        """Checks every field, and brings each into its one shape.
 
         Raises:
             TypeError: a value of the wrong type.
-            ValueError: a value out of range.
+            ValueError: a value out of range or at odds with another.
         """
-        self._verify_types()
+        check_types(vars(self))
+        refuse_later(OWNER, vars(self), _NOT_YET)
+        refuse_out_of_scope(OWNER, vars(self), _OUT_OF_SCOPE)
+        self._normalize()
         self._verify_lengths()
         self._verify_distribution()
-        self._verify_stops()
-
-    def _refuse_other(self, other: dict[str, Any]) -> None:
-        for name, value in other.items():
-            if name not in _NOT_YET:
-                known = [*self.__dataclass_fields__, *_NOT_YET]
-                raise unknown_parameter(OWNER, name, known)
-            is_neutral = any(type(value) is type(v) and value == v for v in _NOT_YET[name])
-            if name == "length_penalty":
-                is_neutral = value == 1.0
-            if name == "best_of":
-                # Without beam search, sampling as many as are returned is what n does.
-                is_neutral = value is None or (_is_int(value) and value == self.n)
-            if not is_neutral:
-                raise not_supported_yet(OWNER, name, value)
-
-    def _verify_types(self) -> None:
-        for name in ("n", "top_k", "min_tokens"):
-            _require(name, getattr(self, name), "an int", _is_int)
-        for name in ("seed", "max_tokens", "logprobs"):
-            value = getattr(self, name)
-            if value is not None:
-                _require(name, value, "an int or None", _is_int)
-        for name in (
-            "presence_penalty",
-            "frequency_penalty",
-            "repetition_penalty",
-            "temperature",
-            "top_p",
-            "min_p",
-        ):
-            _require(name, getattr(self, name), "a number", _is_number)
-        for name in (
-            "ignore_eos",
-            "detokenize",
-            "skip_special_tokens",
-            "spaces_between_special_tokens",
-            "include_stop_str_in_output",
-        ):
-            _require(name, getattr(self, name), "True or False", _is_bool)
-
-    def _verify_lengths(self) -> None:
-        if self.n < 1:
-            msg = f"n must be at least 1, got {self.n}"
-            raise ValueError(msg)
-        if self.n > MAX_N:
-            msg = f"n must be at most {MAX_N}, got {self.n}"
-            raise ValueError(msg)
-        if self.n > 1 and self.is_greedy:
+        if self.use_beam_search:
+            check_beam_search(self)
+        else:
+            check_without_beams(self)
+        check_best_of(self)
+        self._verify_masks()
+        if self.stop and not self.detokenize:
             msg = (
-                f"n must be 1 when using greedy sampling, got {self.n}; "
-                "set a temperature above 0 to sample different continuations"
+                "stop strings are only supported when detokenize is True. "
+                "Set detokenize=True to use stop."
             )
             raise ValueError(msg)
-        if self.max_tokens is not None:
-            if self.max_tokens < 1:
-                msg = f"max_tokens must be at least 1, got {self.max_tokens}"
+
+    def _normalize(self) -> None:
+        # A reassigned field may hold any of the accepted spellings.
+        self.stop = checked_strings("stop", self.stop, max_strings=MAX_STOP_STRINGS)
+        self.stop_token_ids = checked_ids(
+            "stop_token_ids", self.stop_token_ids, max_ids=MAX_STOP_TOKEN_IDS
+        )
+        self.bad_words = checked_strings("bad_words", self.bad_words, max_strings=MAX_BAD_WORDS)
+        self.logit_bias = checked_logit_bias(self.logit_bias)
+        self.allowed_token_ids = checked_allowed_ids(self.allowed_token_ids)
+        self.logits_processors = checked_processors(self.logits_processors)
+        if self.guided_decoding is not None and self.structured_outputs is not None:
+            msg = "guided_decoding is the earlier name of structured_outputs, and both were given; keep one"
+            raise ValueError(msg)
+        if self.guided_decoding is not None:
+            self.structured_outputs, self.guided_decoding = self.guided_decoding, None
+        self.structured_outputs = checked_structure("structured_outputs", self.structured_outputs)
+        self.output_kind = _output_kind(self.output_kind)
+        if self.top_k == -1:
+            self.top_k = 0
+        if self.seed == -1:
+            self.seed = None
+        if self.use_beam_search and isinstance(self.temperature, UnsetNumber):
+            self.temperature = 0.0
+        if GREEDY_TEMPERATURE <= self.temperature < MIN_TEMPERATURE:
+            logger.warning(
+                "temperature=%s is raised to %s; use 0 for the most likely token",
+                self.temperature,
+                MIN_TEMPERATURE,
+            )
+            self.temperature = MIN_TEMPERATURE
+
+    def _verify_lengths(self) -> None:
+        for name in ("n", "best_of", "truncate_prompt_tokens", "stream_interval"):
+            at_least_one(name, getattr(self, name))
+        for name in ("n", "best_of"):
+            if (getattr(self, name) or 1) > MAX_N:
+                msg = f"{name} must be at most {MAX_N}, got {getattr(self, name)}"
                 raise ValueError(msg)
-            if self.max_tokens > MAX_TOKENS_LIMIT:
-                msg = (
-                    f"max_tokens must be at most {MAX_TOKENS_LIMIT}, got {self.max_tokens}; "
-                    "use None for the model's context length"
-                )
-                raise ValueError(msg)
+        check_max_tokens(self.max_tokens)
         if self.min_tokens < 0:
             msg = f"min_tokens must be greater than or equal to 0, got {self.min_tokens}"
             raise ValueError(msg)
@@ -257,93 +329,59 @@ class SamplingParams:
                 f"max_tokens={self.max_tokens}, got {self.min_tokens}"
             )
             raise ValueError(msg)
-        if self.logprobs is not None and self.logprobs < 0:
-            msg = f"logprobs must be non-negative, got {self.logprobs}"
-            raise ValueError(msg)
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None and value < -1:
+                msg = f"{name} must be non-negative, got {value}; -1 means the whole vocabulary"
+                raise ValueError(msg)
 
     def _verify_distribution(self) -> None:
-        if not math.isfinite(self.temperature) or self.temperature < 0.0:
-            msg = f"temperature must be non-negative, got {self.temperature}"
-            raise ValueError(msg)
-        if not 0.0 < self.top_p <= 1.0:
-            msg = f"top_p must be in (0, 1], got {self.top_p}"
-            raise ValueError(msg)
-        if self.top_k < -1:
-            msg = f"top_k must be -1 (disable), or at least 1, got {self.top_k}"
-            raise ValueError(msg)
-        if not 0.0 <= self.min_p <= 1.0:
-            msg = f"min_p must be in [0, 1], got {self.min_p}"
-            raise ValueError(msg)
-        for name in ("presence_penalty", "frequency_penalty"):
-            value = getattr(self, name)
-            if not -2.0 <= value <= 2.0:
-                msg = f"{name} must be in [-2, 2], got {value}"
-                raise ValueError(msg)
-        if not math.isfinite(self.repetition_penalty) or self.repetition_penalty <= 0.0:
-            msg = f"repetition_penalty must be greater than zero, got {self.repetition_penalty}"
-            raise ValueError(msg)
+        check_distribution(
+            temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, min_p=self.min_p
+        )
+        check_penalties(
+            presence=self.presence_penalty,
+            frequency=self.frequency_penalty,
+            repetition=self.repetition_penalty,
+        )
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             msg = f"seed must be a signed 64-bit integer, got {self.seed}"
             raise ValueError(msg)
 
-    def _verify_stops(self) -> None:
-        # A reassigned field may hold any of the accepted spellings.
-        self.stop = _as_list("stop", self.stop, wrap=str)
-        self.stop_token_ids = _as_list("stop_token_ids", self.stop_token_ids, wrap=None)
-        if len(self.stop) > MAX_STOP_STRINGS:
-            msg = f"stop takes at most {MAX_STOP_STRINGS} strings, got {len(self.stop)}"
-            raise ValueError(msg)
-        for i, text in enumerate(self.stop):
-            _require(f"stop[{i}]", text, "a str", lambda value: isinstance(value, str))
-            if not text:
-                msg = "stop cannot contain an empty string"
-                raise ValueError(msg)
-            if len(text) > MAX_STOP_STRING_CHARS:
-                msg = f"stop[{i}] has {len(text)} characters, at most {MAX_STOP_STRING_CHARS} work"
-                raise ValueError(msg)
-        if self.stop and not self.detokenize:
+    def _verify_masks(self) -> None:
+        bias = self.logit_bias or {}
+        allowed = self.allowed_token_ids
+        if allowed and all(bias.get(token_id) == -LOGIT_BIAS_LIMIT for token_id in allowed):
             msg = (
-                "stop strings are only supported when detokenize is True. "
-                "Set detokenize=True to use stop."
+                "allowed_token_ids leaves no token to generate: logit_bias is "
+                f"-{LOGIT_BIAS_LIMIT:g} for each of them"
             )
             raise ValueError(msg)
-        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
-            msg = (
-                f"stop_token_ids takes at most {MAX_STOP_TOKEN_IDS} ids, "
-                f"got {len(self.stop_token_ids)}"
-            )
-            raise ValueError(msg)
-        for i, token_id in enumerate(self.stop_token_ids):
-            _require(f"stop_token_ids[{i}]", token_id, "an int", _is_int)
-            if token_id < 0:
-                msg = f"stop_token_ids[{i}] must be non-negative, got {token_id}"
-                raise ValueError(msg)
 
 
-def _as_list(name: str, value: Any, *, wrap: type | None) -> list[Any]:
+def _output_kind(value: Any) -> RequestOutputKind:
     if value is None:
-        return []
-    if wrap is not None and isinstance(value, wrap):
-        return [value]
-    if isinstance(value, (str, bytes, dict)) or not isinstance(value, Sequence | set | frozenset):
-        msg = f"{name} must be a list, got {value!r}"
-        raise TypeError(msg)
-    return sorted(value) if isinstance(value, set | frozenset) else list(value)
+        return RequestOutputKind.CUMULATIVE
+    try:
+        return RequestOutputKind(value)
+    except ValueError:
+        known = ", ".join(f"{kind.name} ({kind.value})" for kind in RequestOutputKind)
+        msg = f"output_kind must be one of {known}, got {value!r}"
+        raise ValueError(msg) from None
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _is_bool(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _require(name: str, value: object, wanted: str, accepts: Any) -> None:
-    if not accepts(value):
-        msg = f"{name} must be {wanted}, got {value!r}"
-        raise TypeError(msg)
+_GUIDED_KINDS = ("json", "regex", "choice", "grammar", "json_object")
+_PARAMETERS = frozenset(
+    {entry.name for entry in fields(SamplingParams) if entry.init}
+    | {f"guided_{kind}" for kind in _GUIDED_KINDS}
+)
+# Fields that are copied one level deep: what they hold is never changed.
+_CONTAINERS = (
+    "stop",
+    "stop_token_ids",
+    "bad_words",
+    "logit_bias",
+    "allowed_token_ids",
+    "logits_processors",
+    "bad_words_token_ids",
+)

@@ -10,7 +10,11 @@ from tidy.sources import PACKAGE, ROOT, files_with, parsed, relative
 LAYERS = [
     {"_core", "errors", "json_files", "arrays"},
     {
+        "beam_checks",
+        "sampling_checks",
+        "sampling_lists",
         "sampling_params",
+        "beam_search_params",
         "generation_defaults",
         "outputs",
         "config",
@@ -32,7 +36,7 @@ LAYERS = [
     {"kv_cache", "kv_sizing", "request_state"},
     {"model_runner", "sequence_runner"},
     {"batch_runner"},
-    {"startup", "admission"},
+    {"startup", "sampling_fit", "admission"},
     {"engine"},
     {"shared_loop"},
     {"llm"},
