@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pagedkv._core import BeamOptions
 from pagedkv.errors import QueueFullError
 from pagedkv.outputs import RequestMetrics
 from pagedkv.request_state import RequestState
@@ -18,6 +19,8 @@ from pagedkv.requests import (
     normalize_prompts,
 )
 from pagedkv.sampling_fit import fit_params
+
+from pagedkv.sampling.row_state import needs_token_ids
 
 if TYPE_CHECKING:
     from pagedkv.config import EngineConfig
@@ -142,7 +145,7 @@ def add_to_core(request: EngineRequest, parts: EngineParts, state: RequestState)
         parts.scheduler.add_request(
             state.core_id,
             request.token_ids,
-            n=params.n,
+            n=params.num_sequences,
             max_tokens=max_tokens,
             min_tokens=min(params.min_tokens, max_tokens),
             eos_token_ids=parts.eos_token_ids,
@@ -154,6 +157,7 @@ def add_to_core(request: EngineRequest, parts: EngineParts, state: RequestState)
             text=state.decoder,
             stop_strings=params.stop,
             stream=state.is_streamed,
+            beams=_beam_options(params),
         )
     except (QueueFullError, ValueError) as error:
         msg = f"{request.where}: {error}"
@@ -177,3 +181,14 @@ def _token_ids(
         token_ids = token_ids[-truncate_to:]
     check_prompt_length(len(token_ids), max_model_len=parts.loaded.max_model_len, where=where)
     return [int(token_id) for token_id in token_ids]
+
+
+def _beam_options(params: SamplingParams) -> BeamOptions | None:
+    if not params.use_beam_search:
+        return None
+    return BeamOptions(
+        num_returned=params.n,
+        length_penalty=params.length_penalty,
+        early_stopping=params.early_stopping,
+        track_rows=needs_token_ids(params),
+    )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pagedkv.models.padding import padded_rows
+from pagedkv.sampling.candidates import sample_candidates
 from pagedkv.sampling.targets import SampleTargets
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ class BatchOutcome:
     """What a batch led to.
 
     Attributes:
-        token_ids: [S] int32; 0 for samples of failed rows.
-        logprobs: [S] float32; 0 for samples of failed rows.
+        token_ids: [S] int32, or [S, C] where beams want C candidates; 0 for samples of failed rows.
+        logprobs: float32 of the same shape; 0 for samples of failed rows.
         top: reports of the samples that asked for log-probabilities.
         failures: what went wrong, by row id.
     """
@@ -41,6 +42,29 @@ class BatchOutcome:
     logprobs: npt.NDArray[np.float32]
     top: list[TopLogprobs] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How many tokens each sample of a batch asks for.
+
+    Attributes:
+        num_candidates: [S] int32, 1 or, for beams, more.
+        width: the most of them in the whole batch.
+    """
+
+    num_candidates: npt.NDArray[np.int32]
+    width: int
+
+    @classmethod
+    def of(cls, batch: Batch, arena: StepArena) -> Wanted:
+        """Those of a scheduled batch."""
+        counts = arena.arrays["num_candidates"][: batch.num_samples]
+        return cls(counts, max(batch.num_candidates, 1))
+
+    def take(self, samples: npt.NDArray[np.int64]) -> Wanted:
+        """Those of some samples."""
+        return Wanted(self.num_candidates[samples], self.width)
 
 
 class Runner(Protocol):
@@ -74,21 +98,37 @@ class BatchRunner:
         """
         step = self._arena.inputs(batch, num_tokens_padded=padded_rows(batch.num_tokens))
         targets = self._targets(batch)
+        wanted = Wanted.of(batch, self._arena)
         try:
-            sampled = self._sampler.sample(self._forward(step), targets)
+            sampled = self._sample(self._forward(step), targets, wanted)
         except Exception as error:  # noqa: BLE001 - whatever a model raises ends its request, not the engine
             logger.warning(
                 "a step of %d rows failed (%s); looking for the row", step.num_rows, error
             )
-            outcome = self._run_in_parts(step, targets, error)
+            outcome = self._run_in_parts(step, targets, wanted, error)
         else:
             outcome = BatchOutcome(
                 token_ids=sampled.token_ids, logprobs=sampled.logprobs, top=sampled.top
             )
             outcome.failures.update(_by_row(sampled, targets))
         _note_nan(outcome, targets)
-        self._sampler.count(targets, outcome.token_ids)
+        self._count(targets, wanted, outcome)
         return outcome
+
+    def _sample(
+        self, logits: torch.Tensor, targets: SampleTargets, wanted: Wanted
+    ) -> SampledTokens:
+        return sample_candidates(
+            self._sampler, logits, targets, wanted.num_candidates, width=wanted.width
+        )
+
+    def _count(self, targets: SampleTargets, wanted: Wanted, outcome: BatchOutcome) -> None:
+        """Notes the tokens of samples that have just one; which of a beam go on, the core decides."""
+        token_ids = outcome.token_ids
+        if wanted.width > 1:
+            drawn = np.flatnonzero(wanted.num_candidates == 1)
+            targets, token_ids = targets.take(drawn), token_ids[drawn, 0]
+        self._sampler.count(targets, token_ids)
 
     def _forward(self, step: StepInputs) -> torch.Tensor:
         if self._device.type != "cpu":
@@ -109,11 +149,11 @@ class BatchRunner:
         )
 
     def _run_in_parts(
-        self, step: StepInputs, targets: SampleTargets, error: Exception
+        self, step: StepInputs, targets: SampleTargets, wanted: Wanted, error: Exception
     ) -> BatchOutcome:
+        shape = (targets.rows.size, wanted.width)[: 1 if wanted.width == 1 else 2]
         outcome = BatchOutcome(
-            token_ids=np.zeros(targets.rows.size, dtype=np.int32),
-            logprobs=np.zeros(targets.rows.size, dtype=np.float32),
+            token_ids=np.zeros(shape, dtype=np.int32), logprobs=np.zeros(shape, dtype=np.float32)
         )
         # Copies are repeated until a part has succeeded: before that nothing of the step is kept, after that a copy
         # would overwrite what the part wrote.
@@ -127,7 +167,7 @@ class BatchRunner:
             part = replace(part, block_copies=copies)
             part_targets = targets.take(samples)
             try:
-                sampled = self._sampler.sample(self._forward(part), part_targets)
+                sampled = self._sample(self._forward(part), part_targets, wanted.take(samples))
             except Exception as part_error:  # noqa: BLE001 - see `run`
                 if len(rows) > 1:
                     pending += _halves(rows)
@@ -196,7 +236,8 @@ def _note_nan(outcome: BatchOutcome, targets: SampleTargets) -> None:
     """Rows whose logits held a NaN have failed: no token of theirs means anything."""
     is_nan = np.isnan(outcome.logprobs)
     if is_nan.any():
-        for row in targets.rows[is_nan].tolist():
+        rows = targets.rows[is_nan if is_nan.ndim == 1 else is_nan.any(axis=1)]
+        for row in rows.tolist():
             outcome.failures[row] = "the model's logits are not a number (NaN)"
         outcome.logprobs[is_nan] = 0.0
 

@@ -84,6 +84,7 @@ class CompletionOutput:
         cumulative_logprob: sum of the chosen tokens' log-probabilities.
         logprobs: one dict per token, None unless ``SamplingParams.logprobs`` was given.
         finish_reason: "stop", "length", "abort" or "error"; None while it runs.
+        score: of beams, ``cumulative_logprob`` / number of tokens ** ``length_penalty``; None for samples.
         stop_reason: the stop string or stop token id that ended it; None for the model's own
             ending id and for every other end.
     """
@@ -95,6 +96,7 @@ class CompletionOutput:
     logprobs: SampleLogprobs | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    score: float | None = None
 
     def finished(self) -> bool:
         """Whether this continuation has ended."""

@@ -150,6 +150,7 @@ class RequestState:
                     logprobs=self._sample_logprobs(sequence.index, len(token_ids), decode_token),
                     finish_reason=reason,
                     stop_reason=sequence.stop_reason,
+                    score=sequence.score,
                 )
             )
         metrics = self.metrics

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 # Fields that are checked but that the engine does nothing about yet.
 _NOT_YET = (
-    "use_beam_search",
     "logits_processors",
     "logit_bias",
     "allowed_token_ids",
@@ -41,7 +40,7 @@ def fit_params(params: SamplingParams, config: EngineConfig, parts: EngineParts)
     for name in _NOT_YET:
         if value := getattr(params, name):
             raise not_supported_yet(OWNER, name, value)
-    if params.num_sequences > params.n:
+    if params.num_sequences > params.n and not params.use_beam_search:
         name = "best_of"
         raise not_supported_yet(OWNER, name, params.best_of)
     if params.prompt_logprobs is not None:
