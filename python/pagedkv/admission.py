@@ -156,7 +156,7 @@ def add_to_core(request: EngineRequest, parts: EngineParts, state: RequestState)
             cache_salt=request.prompt.cache_salt,
             text=state.decoder,
             stop_strings=params.stop,
-            stream=state.is_streamed,
+            stream=state.is_streamed and not state.is_held,
             beams=_beam_options(params),
         )
     except (QueueFullError, ValueError) as error:

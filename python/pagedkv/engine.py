@@ -14,12 +14,12 @@ from pagedkv.admission import EngineRequest, add_to_core, new_state, prepare_req
 from pagedkv.config import EngineConfig
 from pagedkv.errors import EngineClosedError
 from pagedkv.interrupts import InterruptShield
-from pagedkv.outputs import StreamDelta
-from pagedkv.request_state import RequestState, SampledLogprob, StepEvents
+from pagedkv.request_state import RequestState, SampledLogprob
 from pagedkv.sampling.philox import derive_seed
 from pagedkv.sampling.row_state import needs_token_ids
 from pagedkv.startup import build_engine
 from pagedkv.stats import EngineClock
+from pagedkv.step_events import StepEvents
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,26 +140,15 @@ class LLMEngine:
         """Runs one step.
 
         Returns:
-            The outputs so far of the requests that grew, and the final ones of those that ended.
+            The outputs of the requests that grew, then those of the requests that ended: of each what its
+            ``SamplingParams.output_kind`` says.
 
         Raises:
             EngineClosedError: after `close`.
         """
         collected = StepEvents()
-
-        def collect(events: StepEvents) -> None:
-            collected.deltas += events.deltas
-            collected.finished += events.finished
-
-        self.advance(collect)
-        grown = dict.fromkeys(request_id for request_id, _ in collected.deltas)
-        decode_token = self._decode_token
-        partial = [
-            self._states[self._core_ids[request_id]].partial_output(decode_token)
-            for request_id in grown
-            if request_id in self._core_ids
-        ]
-        return partial + collected.finished
+        self.advance(collected.add)
+        return collected.outputs(self._decode_token)
 
     def has_unfinished_requests(self) -> bool:
         """Whether a step has something to do."""
@@ -343,34 +332,26 @@ class LLMEngine:
             if result is None:
                 continue
             state.metrics.finished_time = time.monotonic()
-            output = state.final_output(result, self._decode_token, error=error)
-            events.finished.append(output)
-            if state.is_streamed:
-                events.deltas += [
-                    (state.request_id, StreamDelta(index=index, finish_reason="error", error=error))
-                    for index in state.unfinished()
-                ]
+            events.end(state, state.final_output(result, self._decode_token, error=error))
 
     def _collect(self, outcome: BatchOutcome, output: StepOutput, events: StepEvents) -> None:
         """Everything a step delivers. Loops over requests with something to deliver alone."""
-        now = time.monotonic()
+        now, decode_token = time.monotonic(), self._decode_token
         if outcome.top:
             self._keep_logprobs(outcome, output)
         for core_id in output.first_tokens:
             self._clock.note_first_token(self._states[core_id].metrics, now)
         for core_id, index, text, token_ids, finish_reason in output.deltas:
             state = self._states[core_id]
-            delta = StreamDelta(
-                index=index, text=text, token_ids=token_ids, finish_reason=finish_reason
-            )
-            state.note_delta(delta)
-            events.deltas.append((state.request_id, delta))
+            delta = state.note_delta(index, text, token_ids, finish_reason, decode_token)
+            if delta is not None:
+                events.deltas.append((state, delta))
         for core_id in output.finished:
             state = self._states.pop(core_id)
             self._core_ids.pop(state.request_id)
             state.metrics.finished_time = now
             result = self.parts.scheduler.take_output(core_id)
-            events.finished.append(state.final_output(result, self._decode_token))
+            events.end(state, state.final_output(result, decode_token))
 
     def _keep_logprobs(self, outcome: BatchOutcome, output: StepOutput) -> None:
         arrays = self.parts.arena.arrays

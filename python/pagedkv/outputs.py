@@ -141,6 +141,7 @@ class StreamDelta:
         text: text that no later token can change; may be empty while a character is incomplete
             or a stop string may be starting.
         token_ids: the ids behind it.
+        logprobs: one dict per id, None unless ``SamplingParams.logprobs`` was given.
         finish_reason: set on the last delta of a continuation.
         error: what went wrong, where ``finish_reason`` is "error".
     """
@@ -148,6 +149,7 @@ class StreamDelta:
     index: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
+    logprobs: SampleLogprobs | None = None
     finish_reason: FinishReason | None = None
     error: str | None = None
 

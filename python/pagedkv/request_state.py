@@ -14,26 +14,16 @@ from pagedkv.outputs import (
     SampleLogprobs,
     StreamDelta,
 )
+from pagedkv.sampling_params import RequestOutputKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from pagedkv._core import RequestResult, TextDecoder
+    from pagedkv._core import RequestResult, SequenceResult, TextDecoder
     from pagedkv.sampling.sampled import TopLogprobs
     from pagedkv.sampling_params import SamplingParams
 
-
-@dataclass(slots=True)
-class StepEvents:
-    """What a step has to deliver.
-
-    Attributes:
-        deltas: tokens of streamed requests, by request id, in order.
-        finished: outputs of requests that ended.
-    """
-
-    deltas: list[tuple[str, StreamDelta]] = field(default_factory=list)
-    finished: list[RequestOutput] = field(default_factory=list)
+    DecodeToken = Callable[[int], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +37,23 @@ class SampledLogprob:
 
 @dataclass(slots=True, kw_only=True)
 class GrownSequence:
-    """What a streamed sequence has delivered so far."""
+    """What has become of a streamed sequence so far.
+
+    Attributes:
+        text: its pieces, delivered or not.
+        token_ids: its ids, delivered or not.
+        finish_reason: how it ended; None while it runs.
+        pending: pieces of the text that are to be delivered.
+        num_sent: tokens that were delivered.
+        num_sent_chars: characters that were delivered.
+    """
 
     text: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    pending: list[str] = field(default_factory=list)
+    num_sent: int = 0
+    num_sent_chars: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,7 +72,7 @@ class RequestState:
         is_streamed: deltas are wanted.
         decoder: the template of its sequences' texts; None without detokenization.
         logprobs: by sequence, one entry per generated token, where they were asked for.
-        grown: by sequence, what a streamed request has delivered.
+        grown: by sequence, what has become of a streamed request.
     """
 
     request_id: str
@@ -86,23 +88,80 @@ class RequestState:
     logprobs: dict[int, list[SampledLogprob]] = field(default_factory=dict)
     grown: dict[int, GrownSequence] = field(default_factory=dict)
 
-    def note_delta(self, delta: StreamDelta) -> None:
-        """Keeps what a delta adds, for outputs in the middle of a request."""
-        sequence = self.grown.setdefault(delta.index, GrownSequence())
-        sequence.text.append(delta.text)
-        sequence.token_ids += delta.token_ids
-        sequence.finish_reason = delta.finish_reason
+    @property
+    def is_held(self) -> bool:
+        """Whether nothing is delivered before the end: it is not wanted, or not known which sequences are returned."""
+        params = self.params
+        return (
+            params.output_kind is RequestOutputKind.FINAL_ONLY
+            or params.num_sequences > params.n
+            or params.use_beam_search
+        )
 
-    def unfinished(self) -> list[int]:
-        """Indices of the streamed sequences that have not delivered their end."""
-        return [
-            index
-            for index in range(self.params.n)
-            if index not in self.grown or self.grown[index].finish_reason is None
-        ]
+    def note_delta(
+        self,
+        index: int,
+        text: str,
+        token_ids: list[int],
+        finish_reason: FinishReason | None,
+        decode_token: DecodeToken | None,
+    ) -> StreamDelta | None:
+        """Keeps what a sequence has grown by.
 
-    def partial_output(self, decode_token: Callable[[int], str] | None) -> RequestOutput:
-        """What a streamed request has delivered so far."""
+        Returns:
+            What is to be delivered; None until there are ``stream_interval`` tokens of it. The first token and the
+            end do not wait.
+        """
+        sequence = self.grown.setdefault(index, GrownSequence())
+        sequence.text.append(text)
+        sequence.pending.append(text)
+        sequence.token_ids += token_ids
+        sequence.finish_reason = finish_reason
+        start = sequence.num_sent
+        num_pending = len(sequence.token_ids) - start
+        if start and finish_reason is None and num_pending < (self.params.stream_interval or 1):
+            return None
+        text = "".join(sequence.pending)
+        sequence.pending.clear()
+        sequence.num_sent += num_pending
+        sequence.num_sent_chars += len(text)
+        return StreamDelta(
+            index=index,
+            text=text,
+            token_ids=sequence.token_ids[start:],
+            logprobs=self._sample_logprobs(index, slice(start, sequence.num_sent), decode_token),
+            finish_reason=finish_reason,
+        )
+
+    def last_deltas(self, output: RequestOutput) -> list[StreamDelta]:
+        """What the final output has beyond the deltas of a streamed request, one of each sequence that has more.
+
+        That is everything of a held request, and the rest and the error of one that failed.
+        """
+        deltas = []
+        for completion in output.outputs:
+            sequence = self.grown.get(completion.index, GrownSequence())
+            if sequence.finish_reason is not None:
+                continue
+            start, logprobs = sequence.num_sent, completion.logprobs
+            deltas.append(
+                StreamDelta(
+                    index=completion.index,
+                    text=completion.text[sequence.num_sent_chars :],
+                    token_ids=completion.token_ids[start:],
+                    logprobs=None if logprobs is None else logprobs[start:],
+                    finish_reason=completion.finish_reason,
+                    error=output.error,
+                )
+            )
+        return deltas
+
+    def partial_output(
+        self, deltas: list[StreamDelta], decode_token: DecodeToken | None
+    ) -> RequestOutput:
+        """What a streamed request has generated so far, or the deltas alone, as its ``output_kind`` is."""
+        if self.params.output_kind is RequestOutputKind.DELTA:
+            return self._output(grown_by(deltas), is_finished=False, error=None)
         outputs = []
         for index in range(self.params.n):
             sequence = self.grown.get(index, GrownSequence())
@@ -115,7 +174,9 @@ class RequestState:
                     text=text,
                     token_ids=list(sequence.token_ids),
                     cumulative_logprob=None,
-                    logprobs=self._sample_logprobs(index, len(sequence.token_ids), decode_token),
+                    logprobs=self._sample_logprobs(
+                        index, slice(len(sequence.token_ids)), decode_token
+                    ),
                     finish_reason=sequence.finish_reason,
                 )
             )
@@ -124,7 +185,7 @@ class RequestState:
     def final_output(
         self,
         result: RequestResult,
-        decode_token: Callable[[int], str] | None,
+        decode_token: DecodeToken | None,
         *,
         error: str | None = None,
     ) -> RequestOutput:
@@ -136,18 +197,20 @@ class RequestState:
             error: what ended it, where it failed; its unfinished sequences then say "error".
         """
         outputs = []
-        for sequence in result.sequences:
+        for place, sequence in enumerate(self._returned(result)):
             token_ids: list[int] = sequence.token_ids.tolist()
             reason: FinishReason = sequence.finish_reason
             if error is not None and reason == "abort":
                 reason = "error"
             outputs.append(
                 CompletionOutput(
-                    index=sequence.index,
+                    index=place,
                     text=sequence.text,
                     token_ids=token_ids,
                     cumulative_logprob=sequence.cumulative_logprob,
-                    logprobs=self._sample_logprobs(sequence.index, len(token_ids), decode_token),
+                    logprobs=self._sample_logprobs(
+                        sequence.index, slice(len(token_ids)), decode_token
+                    ),
                     finish_reason=reason,
                     stop_reason=sequence.stop_reason,
                     score=sequence.score,
@@ -156,10 +219,20 @@ class RequestState:
         metrics = self.metrics
         metrics.num_cached_tokens = result.num_cached_tokens
         metrics.num_preemptions = result.num_preemptions
-        metrics.num_generated_tokens = sum(len(output.token_ids) for output in outputs)
+        metrics.num_generated_tokens = sum(sequence.token_ids.size for sequence in result.sequences)
         if error is None and self.decoder is not None and self.decoder.error is not None:
             error = f"the tokenizer failed to decode the output: {self.decoder.error}"
         return self._output(outputs, is_finished=True, error=error)
+
+    def _returned(self, result: RequestResult) -> Sequence[SequenceResult]:
+        """All sequences by index, or the ``n`` most likely ones of ``best_of``, best first."""
+        num_returned = self.params.n
+        if len(result.sequences) <= num_returned:
+            return result.sequences
+        ranked = sorted(
+            result.sequences, key=lambda sequence: sequence.cumulative_logprob, reverse=True
+        )
+        return ranked[:num_returned]
 
     def _output(
         self, outputs: list[CompletionOutput], *, is_finished: bool, error: str | None
@@ -176,7 +249,7 @@ class RequestState:
         )
 
     def _sample_logprobs(
-        self, index: int, num_tokens: int, decode_token: Callable[[int], str] | None
+        self, index: int, tokens: slice, decode_token: DecodeToken | None
     ) -> SampleLogprobs | None:
         if self.params.logprobs is None:
             return None
@@ -186,7 +259,7 @@ class RequestState:
             return Logprob(logprob=logprob, rank=rank, decoded_token=text)
 
         positions: SampleLogprobs = []
-        for sampled in self.logprobs.get(index, [])[:num_tokens]:
+        for sampled in self.logprobs.get(index, [])[tokens]:
             own = {sampled.token_id: entry(sampled.token_id, sampled.logprob, sampled.top.rank)}
             for rank, (token_id, logprob) in enumerate(
                 zip(sampled.top.token_ids, sampled.top.logprobs, strict=True), start=1
@@ -194,3 +267,18 @@ class RequestState:
                 own.setdefault(token_id, entry(token_id, logprob, rank))
             positions.append(own)
         return positions
+
+
+def grown_by(deltas: list[StreamDelta]) -> list[CompletionOutput]:
+    """Deltas of one step in the shape of outputs."""
+    return [
+        CompletionOutput(
+            index=delta.index,
+            text=delta.text,
+            token_ids=delta.token_ids,
+            cumulative_logprob=None,
+            logprobs=delta.logprobs,
+            finish_reason=delta.finish_reason,
+        )
+        for delta in deltas
+    ]

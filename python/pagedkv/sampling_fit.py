@@ -23,7 +23,6 @@ _NOT_YET = (
     "allowed_token_ids",
     "bad_words",
     "structured_outputs",
-    "output_kind",
     "skip_reading_prefix_cache",
 )
 
@@ -40,9 +39,6 @@ def fit_params(params: SamplingParams, config: EngineConfig, parts: EngineParts)
     for name in _NOT_YET:
         if value := getattr(params, name):
             raise not_supported_yet(OWNER, name, value)
-    if params.num_sequences > params.n and not params.use_beam_search:
-        name = "best_of"
-        raise not_supported_yet(OWNER, name, params.best_of)
     if params.prompt_logprobs is not None:
         name = "prompt_logprobs"
         raise not_supported_yet(OWNER, name, params.prompt_logprobs)

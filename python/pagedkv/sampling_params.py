@@ -60,7 +60,6 @@ _NOT_YET: dict[str, tuple[object, ...]] = {
     "prompt_logprob_start": (None, 0),
     "prompt_logprob_token_ids": (None,),
     "repetition_detection": (None,),
-    "stream_interval": (None, 1),
     "thinking_token_budget": (None, -1),
     "trace_decode_token_ids": (None,),
 }
@@ -123,8 +122,10 @@ class SamplingParams:
         skip_special_tokens: leaves special tokens out of the text.
         spaces_between_special_tokens: kept for compatibility; the text is always the tokenizer's.
         include_stop_str_in_output: keeps the stop string that ended a sequence.
-        output_kind: which outputs `LLMEngine.step` and `LLM.stream` hand out.
-        stream_interval: tokens per streamed output.
+        output_kind: what `LLMEngine.step` returns of it; `LLM.stream` yields deltas, with FINAL_ONLY
+            one of each sequence at the end.
+        stream_interval: tokens per streamed output, after the first; None means 1. Where
+            ``best_of`` > ``n``, and in a beam search, nothing is streamed before the end.
         logits_processors: functions of (output ids, logits) or (prompt ids, output ids, logits)
             that return the logits [V] to use.
         logit_bias: what is added to the logits of ids, clamped to +-100.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pagedkv.admission import EngineRequest
     from pagedkv.engine import LLMEngine
     from pagedkv.outputs import RequestOutput, StreamDelta
-    from pagedkv.request_state import StepEvents
+    from pagedkv.step_events import StepEvents
 
 Answer = TypeVar("Answer")
 
@@ -158,9 +158,9 @@ class SharedLoop:
             self._engine.abort_request(name)
 
     def _deliver(self, events: StepEvents) -> None:
-        for name, delta in events.deltas:
-            if call := self._calls.get(name):
+        for state, delta in events.deltas:
+            if call := self._calls.get(state.request_id):
                 call.deltas.append(delta)
-        for output in events.finished:
+        for _, output in events.finished:
             if call := self._calls.pop(output.request_id, None):
                 call.outputs[output.request_id] = output

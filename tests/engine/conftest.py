@@ -2,7 +2,7 @@
 
 import pytest
 
-from pagedkv import LLM
+from pagedkv import LLM, LLMEngine
 
 MEMORY = 32 << 20
 
@@ -20,6 +20,22 @@ def llm(shared_llm):
     """The shared engine; afterwards it must be idle, hold no block, keep its books and still answer."""
     yield shared_llm
     check_usable(shared_llm)
+
+
+@pytest.fixture(scope="session")
+def shared_engine():
+    engine = LLMEngine("demo", kv_cache_memory_bytes=8 << 20, max_num_seqs=8)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def engine(shared_engine):
+    """An engine for loops of one's own; afterwards it must be idle, hold no block and keep its books."""
+    yield shared_engine
+    assert not shared_engine.has_unfinished_requests()
+    shared_engine.check_invariants()
+    assert shared_engine.stats()["num_used_blocks"] == 0
 
 
 def check_usable(llm):

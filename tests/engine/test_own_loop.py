@@ -10,21 +10,6 @@ from pagedkv.errors import EngineClosedError
 PARAMS = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)
 
 
-@pytest.fixture(scope="module")
-def shared_engine():
-    engine = LLMEngine("demo", kv_cache_memory_bytes=8 << 20, max_num_seqs=4)
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def engine(shared_engine):
-    yield shared_engine
-    assert not shared_engine.has_unfinished_requests()
-    shared_engine.check_invariants()
-    assert shared_engine.stats()["num_used_blocks"] == 0
-
-
 def drain(engine):
     outputs = []
     while engine.has_unfinished_requests():

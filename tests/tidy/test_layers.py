@@ -33,7 +33,7 @@ LAYERS = [
         "requests",
     },
     {"models", "sampling"},
-    {"kv_cache", "kv_sizing", "request_state"},
+    {"kv_cache", "kv_sizing", "request_state", "step_events"},
     {"model_runner", "sequence_runner"},
     {"batch_runner"},
     {"startup", "sampling_fit", "admission"},
