@@ -73,6 +73,7 @@ class Arena:
             "sample_rows": np.array(rows, dtype=np.int32),
             "sample_index": np.array([0] * (count - 1) + [1], dtype=np.int32),
             "sample_positions": np.zeros(count, dtype=np.int32),
+            "num_candidates": np.ones(count, dtype=np.int32),
         }
 
     def inputs(self, batch, *, num_tokens_padded):
@@ -82,6 +83,7 @@ class Arena:
 class Batch:
     num_tokens = 10
     num_samples = 5
+    num_candidates = 1
 
 
 class Runner:

@@ -242,6 +242,30 @@ impl Request {
             && sequence.num_output() + sequence.num_pending < self.max_output
     }
 
+    /// Adds `token`, output number `num_output` of a sequence, to the sequence's text, and says why the
+    /// sequence ends with it, if it does.
+    pub(crate) fn judge(
+        &self,
+        token: TokenId,
+        num_output: u32,
+        text: &mut Option<Box<dyn SequenceText>>,
+    ) -> Option<FinishReason> {
+        let mut reason = self.stop.check_id(token, num_output);
+        if let Some(text) = text
+            && (reason.is_none() || self.include_stop_in_text)
+        {
+            let may_stop = num_output >= self.stop.min_tokens;
+            let stopped = text.push(token, may_stop).map(FinishReason::StopString);
+            reason = reason.or(stopped);
+        }
+        let at_limit = num_output >= self.max_output;
+        reason = reason.or(at_limit.then_some(FinishReason::Length));
+        if let (Some(text), Some(_)) = (text, reason) {
+            text.finish();
+        }
+        reason
+    }
+
     pub(crate) fn into_result(mut self) -> RequestResult {
         let beams = self.beams.take();
         let sequences = self.sequences.into_iter().enumerate();

@@ -5,7 +5,7 @@ use super::arrays::BatchBuilder;
 use super::{Sample, Scheduler, Slot, StepOutput};
 use crate::beam::{Candidate, Continuations, Hypothesis};
 use crate::ids::{RowId, TokenId};
-use crate::request::{Request, Status, finished};
+use crate::request::{Request, Status};
 use crate::stop::FinishReason;
 use crate::text::SequenceText;
 
@@ -239,16 +239,8 @@ fn select(request: &mut Request, lists: &[Continuations<'_>]) -> Vec<Survivor> {
         let parent = &request.sequences[candidate.parent as usize];
         let mut text = parent.text.as_ref().map(|text| text.fork());
         let num_output = parent.num_output() + 1;
-        let mut reason = request.stop.check_id(candidate.token, num_output);
-        if let Some(text) = &mut text
-            && (reason.is_none() || request.include_stop_in_text)
-        {
-            let may_stop = num_output >= request.stop.min_tokens;
-            let stopped = text.push(candidate.token, may_stop).map(FinishReason::StopString);
-            reason = reason.or(stopped);
-        }
-        let at_limit = num_output >= request.max_output;
-        let Some(reason) = reason.or(at_limit.then_some(FinishReason::Length)) else {
+        let reason = request.judge(candidate.token, num_output, &mut text);
+        let Some(reason) = reason else {
             if survivors.len() < width {
                 survivors.push(Survivor { candidate, text });
             }
@@ -257,8 +249,7 @@ fn select(request: &mut Request, lists: &[Continuations<'_>]) -> Vec<Survivor> {
         if rank < width {
             let mut output = parent.output.clone();
             output.push(candidate.token);
-            let (sum, text) = (candidate.sum, text.map(finished));
-            let hypothesis = Hypothesis { score: 0.0, sum, output, text, reason };
+            let hypothesis = Hypothesis { score: 0.0, sum: candidate.sum, output, text, reason };
             request.beams.as_mut().expect("it has beams").keep(hypothesis);
         }
     }

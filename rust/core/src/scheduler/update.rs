@@ -171,20 +171,10 @@ impl Scheduler {
         }
         sequence.output.push(token);
         sequence.cumulative_logprob += f64::from(logprob);
-        let num_output = sequence.num_output();
-        let mut reason = request.stop.check_id(token, num_output);
-        if let Some(text) = &mut sequence.text
-            && (reason.is_none() || request.include_stop_in_text)
-        {
-            let may_stop = num_output >= request.stop.min_tokens;
-            let stopped = text.push(token, may_stop).map(FinishReason::StopString);
-            reason = reason.or(stopped);
-        }
-        let at_limit = num_output >= request.max_output;
-        reason = reason.or(at_limit.then_some(FinishReason::Length));
-        if let (Some(text), Some(_)) = (&mut sequence.text, reason) {
-            text.finish();
-        }
+        let (num_output, mut text) = (sequence.num_output(), sequence.text.take());
+        let reason = request.judge(token, num_output, &mut text);
+        let sequence = &mut request.sequences[sample.index as usize];
+        sequence.text = text;
         sequence.finish_reason = reason;
         if !std::mem::replace(&mut request.has_output, true) {
             output.first_tokens.push(request.id);
