@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pagedkv.beam_search import BeamSearchOutput, BeamSearchSequence
     from pagedkv.beam_search_params import BeamSearchParams
     from pagedkv.config import EngineConfig
     from pagedkv.engine import LLMEngine
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOME = {
+    "BeamSearchOutput": "beam_search",
     "BeamSearchParams": "beam_search_params",
+    "BeamSearchSequence": "beam_search",
     "CompletionOutput": "outputs",
     "EngineClosedError": "errors",
     "EngineConfig": "config",
@@ -56,7 +59,9 @@ _HOME = {
 
 __all__ = [
     "LLM",
+    "BeamSearchOutput",
     "BeamSearchParams",
+    "BeamSearchSequence",
     "CompletionOutput",
     "EngineClosedError",
     "EngineConfig",

@@ -448,6 +448,7 @@ class BeamOptions:
         length_penalty: float = 1.0,
         early_stopping: bool | Literal["never"] = False,
         track_rows: bool = False,
+        num_logprobs: int | None = None,
     ) -> BeamOptions:
         """The options of a search.
 
@@ -457,6 +458,7 @@ class BeamOptions:
             early_stopping: True ends the search with ``n`` ended sequences, False when the best beam
                 could not do better by ending now, "never" when it could not do better at all.
             track_rows: reports rows as filled whenever they continue another beam.
+            num_logprobs: likely tokens to report per position; None reports nothing.
 
         Raises:
             ValueError: a value out of range.
@@ -552,6 +554,10 @@ class SequenceResult:
     @property
     def score(self) -> float | None:
         """Of beams: the sum, divided by the number of tokens to the power of the length penalty."""
+
+    @property
+    def logprobs(self) -> list[tuple[float, int, list[tuple[int, float]]]] | None:
+        """Of beams, if asked for: (log-probability, rank, most likely tokens) of each token."""
 
     @property
     def finish_reason(self) -> _FinishReason:

@@ -18,9 +18,8 @@ from pagedkv.requests import (
     normalize_priorities,
     normalize_prompts,
 )
-from pagedkv.sampling_fit import fit_params
-
 from pagedkv.sampling.row_state import needs_token_ids
+from pagedkv.sampling_fit import fit_params
 
 if TYPE_CHECKING:
     from pagedkv.config import EngineConfig
@@ -191,4 +190,5 @@ def _beam_options(params: SamplingParams) -> BeamOptions | None:
         length_penalty=params.length_penalty,
         early_stopping=params.early_stopping,
         track_rows=needs_token_ids(params),
+        num_logprobs=params.logprobs,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from pagedkv.beam_search import beam_search_output
+from pagedkv.beam_search_params import BeamSearchParams
 from pagedkv.chat import render_chat
 from pagedkv.engine import LLMEngine
 from pagedkv.errors import not_supported_yet, unknown_parameter
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from pagedkv.beam_search import BeamSearchOutput
     from pagedkv.chat import ChatMessage
     from pagedkv.outputs import RequestOutput, StreamDelta
     from pagedkv.requests import PromptInput
@@ -158,6 +161,47 @@ class LLM:
             for text in texts
         ]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, priority=priority)
+
+    def beam_search(
+        self,
+        prompts: PromptInput | Sequence[PromptInput],
+        params: BeamSearchParams,
+        *,
+        use_tqdm: bool = True,
+        priority: int | Sequence[int] | None = None,
+    ) -> list[BeamSearchOutput]:
+        """Searches the most likely continuations of one prompt or several.
+
+        The same search as ``SamplingParams(use_beam_search=True)`` with `generate`: token ids and scores are those of
+        transformers' ``generate(num_beams=...)``.
+
+        Args:
+            prompts: as for `generate`.
+            params: width, lengths and penalties.
+            use_tqdm: show a progress bar.
+            priority: as for `generate`.
+
+        Returns:
+            One output per prompt with ``beam_width`` sequences, best first.
+
+        Raises:
+            EngineClosedError: after `close`.
+            TypeError: something of the wrong type.
+            ValueError: something out of range; a width above ``max_num_seqs`` names that setting.
+        """
+        given: Any = params
+        if not isinstance(given, BeamSearchParams):
+            msg = f"params must be a BeamSearchParams, got {params!r}"
+            raise TypeError(msg)
+        params.verify()
+        outputs = self.generate(
+            prompts, params.sampling_params(), use_tqdm=use_tqdm, priority=priority
+        )
+        tokenizer = self.llm_engine.parts.tokenizer
+        return [
+            beam_search_output(output, tokenizer, skip_special_tokens=params.skip_special_tokens)
+            for output in outputs
+        ]
 
     def stream(
         self,

@@ -17,7 +17,7 @@ from pagedkv.outputs import (
 from pagedkv.sampling_params import RequestOutputKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from pagedkv._core import RequestResult, SequenceResult, TextDecoder
     from pagedkv.sampling.sampled import TopLogprobs
@@ -208,9 +208,7 @@ class RequestState:
                     text=sequence.text,
                     token_ids=token_ids,
                     cumulative_logprob=sequence.cumulative_logprob,
-                    logprobs=self._sample_logprobs(
-                        sequence.index, slice(len(token_ids)), decode_token
-                    ),
+                    logprobs=self._final_logprobs(sequence, token_ids, decode_token),
                     finish_reason=reason,
                     stop_reason=sequence.stop_reason,
                     score=sequence.score,
@@ -253,20 +251,46 @@ class RequestState:
     ) -> SampleLogprobs | None:
         if self.params.logprobs is None:
             return None
+        return [
+            _position(
+                sampled.token_id,
+                sampled.logprob,
+                sampled.top.rank,
+                zip(sampled.top.token_ids, sampled.top.logprobs, strict=True),
+                decode_token,
+            )
+            for sampled in self.logprobs.get(index, [])[tokens]
+        ]
 
-        def entry(token_id: int, logprob: float, rank: int) -> Logprob:
-            text = None if decode_token is None else decode_token(token_id)
-            return Logprob(logprob=logprob, rank=rank, decoded_token=text)
+    def _final_logprobs(
+        self, sequence: SequenceResult, token_ids: list[int], decode_token: DecodeToken | None
+    ) -> SampleLogprobs | None:
+        """Beams bring theirs along; those of samples were kept on the way."""
+        if sequence.logprobs is None:
+            return self._sample_logprobs(sequence.index, slice(len(token_ids)), decode_token)
+        return [
+            _position(token_id, logprob, rank, top, decode_token)
+            for token_id, (logprob, rank, top) in zip(token_ids, sequence.logprobs, strict=True)
+        ]
 
-        positions: SampleLogprobs = []
-        for sampled in self.logprobs.get(index, [])[tokens]:
-            own = {sampled.token_id: entry(sampled.token_id, sampled.logprob, sampled.top.rank)}
-            for rank, (token_id, logprob) in enumerate(
-                zip(sampled.top.token_ids, sampled.top.logprobs, strict=True), start=1
-            ):
-                own.setdefault(token_id, entry(token_id, logprob, rank))
-            positions.append(own)
-        return positions
+
+def _position(
+    token_id: int,
+    logprob: float,
+    rank: int,
+    top: Iterable[tuple[int, float]],
+    decode_token: DecodeToken | None,
+) -> dict[int, Logprob]:
+    """The chosen token of one position, then the most likely ones."""
+
+    def entry(token_id: int, logprob: float, rank: int) -> Logprob:
+        text = None if decode_token is None else decode_token(token_id)
+        return Logprob(logprob=logprob, rank=rank, decoded_token=text)
+
+    entries = {token_id: entry(token_id, logprob, rank)}
+    for place, (likely_id, likely_logprob) in enumerate(top, start=1):
+        entries.setdefault(likely_id, entry(likely_id, likely_logprob, place))
+    return entries
 
 
 def grown_by(deltas: list[StreamDelta]) -> list[CompletionOutput]:

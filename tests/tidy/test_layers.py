@@ -39,6 +39,7 @@ LAYERS = [
     {"startup", "sampling_fit", "admission"},
     {"engine"},
     {"shared_loop"},
+    {"beam_search"},
     {"llm"},
     {"cli"},
 ]

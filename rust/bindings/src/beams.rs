@@ -19,13 +19,14 @@ pub(crate) struct BeamOptions {
 impl BeamOptions {
     /// The options of a search.
     #[new]
-    #[pyo3(signature = (*, num_returned, length_penalty=1.0, early_stopping=None, track_rows=false),
-        text_signature = "(*, num_returned, length_penalty=1.0, early_stopping=False, track_rows=False)")]
+    #[pyo3(signature = (*, num_returned, length_penalty=1.0, early_stopping=None, track_rows=false, num_logprobs=None),
+        text_signature = "(*, num_returned, length_penalty=1.0, early_stopping=False, track_rows=False, num_logprobs=None)")]
     fn new(
         num_returned: Int,
         length_penalty: f64,
         early_stopping: Option<&Bound<'_, PyAny>>,
         track_rows: bool,
+        num_logprobs: Option<Int>,
     ) -> PyResult<Self> {
         if !length_penalty.is_finite() {
             let message = format!("length_penalty must be finite, got {length_penalty}");
@@ -36,6 +37,9 @@ impl BeamOptions {
             length_penalty,
             early_stopping: early_stopping.map_or(Ok(EarlyStopping::Heuristic), mode)?,
             track_rows,
+            num_logprobs: num_logprobs
+                .map(|number| number.within("num_logprobs", 0..=MAX_RETURNED))
+                .transpose()?,
         };
         Ok(Self { options })
     }

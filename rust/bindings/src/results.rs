@@ -138,6 +138,8 @@ pub(crate) struct SequenceResult {
     cumulative_logprob: f64,
     /// Of beams: the sum, divided by the length to the power of the length penalty.
     score: Option<f32>,
+    /// Of beams: log-probability, rank and the most likely tokens, for each token.
+    logprobs: Option<Vec<(f32, u32, Vec<(u32, f32)>)>>,
     /// `stop`, `length` or `abort`.
     finish_reason: &'static str,
     /// The ending id or stop string of the request that ended it.
@@ -157,6 +159,9 @@ impl SequenceResult {
             text: result.text,
             cumulative_logprob: result.cumulative_logprob,
             score: result.score,
+            logprobs: result.logprobs.map(|tokens| {
+                tokens.into_iter().map(|token| (token.logprob, token.rank, token.top)).collect()
+            }),
             finish_reason: reason_name(result.finish_reason),
             stop_reason,
         })

@@ -13,6 +13,7 @@ use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
 use crate::ids::TokenId;
+use crate::logprobs::{History, TokenLogprob};
 use crate::request::SequenceResult;
 use crate::stop::{FinishReason, StopConditions};
 use crate::text::SequenceText;
@@ -41,6 +42,8 @@ pub struct BeamOptions {
     /// Whether rows are reported as filled whenever they continue another beam: for callers that keep
     /// state of the generated tokens.
     pub track_rows: bool,
+    /// How many of the most likely tokens to report for each position; none reports nothing.
+    pub num_logprobs: Option<u32>,
 }
 
 /// A sequence that has ended.
@@ -50,6 +53,7 @@ pub(crate) struct Hypothesis {
     pub(crate) output: Vec<TokenId>,
     pub(crate) text: Option<Box<dyn SequenceText>>,
     pub(crate) reason: FinishReason,
+    pub(crate) history: Option<History>,
 }
 
 impl Hypothesis {
@@ -60,6 +64,7 @@ impl Hypothesis {
             text: self.text.map_or_else(String::new, |text| text.text().to_owned()),
             cumulative_logprob: f64::from(self.sum),
             score: Some(self.score),
+            logprobs: self.history.map(|history| history.to_vec()),
             finish_reason: self.reason,
         }
     }
@@ -73,6 +78,9 @@ pub(crate) struct Candidate {
     /// Index of the beam's sequence.
     pub(crate) parent: u32,
     pub(crate) token: TokenId,
+    /// Which of the beam's lists it is from, and its place there.
+    pub(crate) list: usize,
+    pub(crate) place: usize,
 }
 
 /// The continuations of one beam, most likely first.
@@ -82,12 +90,24 @@ pub(crate) struct Continuations<'a> {
     pub(crate) logprobs: &'a [f32],
 }
 
+impl Continuations<'_> {
+    /// What is reported of the continuation at `place`.
+    pub(crate) fn report(&self, place: usize, num_top: u32) -> TokenLogprob {
+        let most = self.token_ids.iter().copied().zip(self.logprobs.iter().copied());
+        let top =
+            most.take(num_top as usize).take_while(|(_, logprob)| *logprob > f32::NEG_INFINITY);
+        TokenLogprob { logprob: self.logprobs[place], rank: place as u32 + 1, top: top.collect() }
+    }
+}
+
 /// The search of one request.
 pub(crate) struct Beams {
     pub(crate) options: BeamOptions,
     width: usize,
     /// Of each sequence.
     pub(crate) sums: Vec<f32>,
+    /// Of each sequence, where log-probabilities are reported.
+    pub(crate) histories: Vec<History>,
     /// Best first, at most `width`.
     ended: Vec<Hypothesis>,
     /// Whether the batch being built runs the last token of every beam.
@@ -97,10 +117,23 @@ pub(crate) struct Beams {
 impl Beams {
     pub(crate) fn new(options: BeamOptions, width: u32) -> Self {
         let width = width as usize;
-        Self { options, width, sums: vec![0.0; width], ended: Vec::new(), is_in_step: false }
+        let num_histories = if options.num_logprobs.is_some() { width } else { 0 };
+        Self {
+            options,
+            width,
+            sums: vec![0.0; width],
+            histories: vec![History::default(); num_histories],
+            ended: Vec::new(),
+            is_in_step: false,
+        }
     }
 
-    /// Candidates of a step, and continuations that are wanted of each beam.
+    /// Continuations that are wanted of each beam.
+    pub(crate) fn num_wanted(&self, stop: &StopConditions) -> usize {
+        self.num_candidates(stop).max(self.options.num_logprobs.unwrap_or(0) as usize)
+    }
+
+    /// Candidates of a step.
     pub(crate) fn num_candidates(&self, stop: &StopConditions) -> usize {
         let num_eos = if stop.ignore_eos { 0 } else { stop.eos_token_ids.len() };
         (1 + (num_eos + stop.stop_token_ids.len()).max(1)) * self.width
@@ -120,7 +153,8 @@ impl Beams {
             && let Some(next) = heads.pop()
         {
             let parent = beams[next.beam].parent;
-            best.push(Candidate { sum: next.sum, parent, token: next.token });
+            let (list, place) = (next.beam, next.rank);
+            best.push(Candidate { sum: next.sum, parent, token: next.token, list, place });
             heads.extend(at(next.beam, next.rank + 1));
         }
         best
@@ -196,14 +230,19 @@ mod tests {
     use super::*;
 
     fn beams(early_stopping: EarlyStopping, length_penalty: f64, width: u32) -> Beams {
-        let options =
-            BeamOptions { num_returned: width, length_penalty, early_stopping, track_rows: false };
+        let options = BeamOptions {
+            num_returned: width,
+            length_penalty,
+            early_stopping,
+            track_rows: false,
+            num_logprobs: None,
+        };
         Beams::new(options, width)
     }
 
     fn hypothesis(sum: f32, length: usize) -> Hypothesis {
         let output = vec![0; length];
-        Hypothesis { score: 0.0, sum, output, text: None, reason: FinishReason::Eos }
+        Hypothesis { score: 0.0, sum, output, text: None, reason: FinishReason::Eos, history: None }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::beam::{BeamOptions, Beams, Hypothesis};
 use crate::fork::ForkPoint;
 use crate::ids::{RowId, TokenId};
+use crate::logprobs::TokenLogprob;
 use crate::prefix_cache::CacheKey;
 use crate::stop::{FinishReason, StopConditions};
 use crate::text::SequenceText;
@@ -45,6 +46,8 @@ pub struct SequenceResult {
     pub cumulative_logprob: f64,
     /// Of beams: the sum, divided by (generated tokens) ^ length penalty.
     pub score: Option<f32>,
+    /// Of beams, if asked for: one entry per token.
+    pub logprobs: Option<Vec<TokenLogprob>>,
     /// Why it ended.
     pub finish_reason: FinishReason,
 }
@@ -94,6 +97,7 @@ impl Sequence {
             text: text.map_or_else(String::new, |text| text.text().to_owned()),
             cumulative_logprob: self.cumulative_logprob,
             score: None,
+            logprobs: None,
             finish_reason: self.finish_reason.unwrap_or(FinishReason::Abort),
         }
     }
@@ -278,6 +282,7 @@ impl Request {
                     output: sequence.output,
                     text: sequence.text.map(finished),
                     reason: FinishReason::Abort,
+                    history: beams.histories.get(index).cloned(),
                 });
             }
             let ended = beams.into_ended().into_iter().enumerate();

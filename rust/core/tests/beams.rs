@@ -158,7 +158,13 @@ impl Runner {
 }
 
 fn options(num_returned: u32, early_stopping: EarlyStopping, length_penalty: f64) -> BeamOptions {
-    BeamOptions { num_returned, length_penalty, early_stopping, track_rows: false }
+    BeamOptions {
+        num_returned,
+        length_penalty,
+        early_stopping,
+        track_rows: false,
+        num_logprobs: None,
+    }
 }
 
 fn beams(
@@ -325,4 +331,26 @@ fn tracked_rows_are_reported_whenever_they_continue_another_beam() {
     runner.step();
     let batch = runner.engine.plan().unwrap();
     assert_eq!((batch.num_rows, batch.num_row_fills), (3, 3));
+}
+
+#[test]
+fn reported_logprobs_add_up_to_the_sum_of_their_sequence() {
+    let mut runner = Runner::new(config());
+    let options = BeamOptions { num_logprobs: Some(3), ..options(4, EarlyStopping::Never, 1.0) };
+    runner.engine.scheduler.add_request(beams(0, 5, 9, 4, options)).unwrap();
+    runner.finish();
+    for sequence in runner.result(0).sequences {
+        let tokens = sequence.logprobs.unwrap();
+        assert_eq!(tokens.len(), sequence.token_ids.len());
+        let sum: f32 = tokens.iter().map(|token| token.logprob).sum();
+        assert_eq!(f64::from(sum).to_bits(), sequence.cumulative_logprob.to_bits());
+        let prompt: Vec<TokenId> = (0..5).collect();
+        for (i, (token, id)) in tokens.iter().zip(&sequence.token_ids).enumerate() {
+            let all = logprobs(&[&prompt, &sequence.token_ids[..i]].concat());
+            assert_eq!(all[*id as usize].to_bits(), token.logprob.to_bits());
+            let num_better = all.iter().filter(|other| **other > token.logprob).count();
+            assert_eq!(num_better as u32 + 1, token.rank);
+            assert!(token.top.len() == 3 && token.top.is_sorted_by(|a, b| a.1 >= b.1));
+        }
+    }
 }

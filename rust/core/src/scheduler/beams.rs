@@ -5,6 +5,7 @@ use super::arrays::BatchBuilder;
 use super::{Sample, Scheduler, Slot, StepOutput};
 use crate::beam::{Candidate, Continuations, Hypothesis};
 use crate::ids::{RowId, TokenId};
+use crate::logprobs::History;
 use crate::request::{Request, Status};
 use crate::stop::FinishReason;
 use crate::text::SequenceText;
@@ -15,6 +16,7 @@ use super::update::{Delta, Sampled};
 struct Survivor {
     candidate: Candidate,
     text: Option<Box<dyn SequenceText>>,
+    history: Option<History>,
 }
 
 /// A sequence that continues another one's beam.
@@ -229,7 +231,7 @@ impl Scheduler {
 /// Sorts the candidates of a step into ended ones, which the search keeps, and survivors, best first.
 fn select(request: &mut Request, lists: &[Continuations<'_>]) -> Vec<Survivor> {
     let width = request.sequences.len();
-    let beams = request.beams.as_ref().expect("it has beams");
+    let mut beams = request.beams.take().expect("it has beams");
     let candidates = beams.best(lists, beams.num_candidates(&request.stop));
     let mut survivors = Vec::with_capacity(width);
     for (rank, candidate) in candidates.into_iter().enumerate() {
@@ -240,19 +242,25 @@ fn select(request: &mut Request, lists: &[Continuations<'_>]) -> Vec<Survivor> {
         let mut text = parent.text.as_ref().map(|text| text.fork());
         let num_output = parent.num_output() + 1;
         let reason = request.judge(candidate.token, num_output, &mut text);
+        let history = beams.options.num_logprobs.map(|num_top| {
+            let report = lists[candidate.list].report(candidate.place, num_top);
+            beams.histories[candidate.parent as usize].with(report)
+        });
         let Some(reason) = reason else {
             if survivors.len() < width {
-                survivors.push(Survivor { candidate, text });
+                survivors.push(Survivor { candidate, text, history });
             }
             continue;
         };
         if rank < width {
             let mut output = parent.output.clone();
             output.push(candidate.token);
-            let hypothesis = Hypothesis { score: 0.0, sum: candidate.sum, output, text, reason };
-            request.beams.as_mut().expect("it has beams").keep(hypothesis);
+            let sum = candidate.sum;
+            let hypothesis = Hypothesis { score: 0.0, sum, output, text, reason, history };
+            beams.keep(hypothesis);
         }
     }
+    request.beams = Some(beams);
     survivors
 }
 
@@ -265,5 +273,8 @@ fn put(request: &mut Request, index: usize, survivor: Survivor) {
     sequence.cumulative_logprob = f64::from(sum);
     if let Some(beams) = &mut request.beams {
         beams.sums[index] = sum;
+        if let Some(history) = survivor.history {
+            beams.histories[index] = history;
+        }
     }
 }

@@ -195,7 +195,7 @@ impl Scheduler {
         let arrival = request.rank.arrival;
         let beams = request.beams.as_ref();
         let is_beam = beams.is_some();
-        let num_candidates = beams.map_or(1, |beams| beams.num_candidates(&request.stop) as u32);
+        let num_candidates = beams.map_or(1, |beams| beams.num_wanted(&request.stop) as u32);
         let sequence = &mut request.sequences[index];
         let row = sequence.row.expect("a runnable sequence has a row");
         let output_position = sequence.num_output() + sequence.num_pending;

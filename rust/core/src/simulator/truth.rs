@@ -155,6 +155,7 @@ impl Truth {
             text: text.map_or_else(String::new, |text| text.text().to_owned()),
             cumulative_logprob,
             score: None,
+            logprobs: None,
             finish_reason: reason,
         }
     }
