@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "NO_TOKEN",
     "VERSION",
     "Batch",
     "BeamOptions",
@@ -19,6 +20,7 @@ __all__ = [
     "StepOutput",
     "TextDecoder",
     "TokenTable",
+    "best_tokens",
     "copy_blocks",
     "cpu_isa",
     "gelu",
@@ -29,6 +31,7 @@ __all__ = [
     "num_threads",
     "paged_attention",
     "rms_norm",
+    "sample_tokens",
     "set_cpu_isa",
     "set_num_threads",
     "silu",
@@ -363,6 +366,71 @@ def gumbel_noise(
         seeds: [S] seed of each row's request.
         sample_index: [S] index of its sequence within the request.
         positions: [S] output position, 0 for the first generated token.
+    """
+
+NO_TOKEN: int
+"""What `sample_tokens` writes for a row that no token is left for."""
+
+def sample_tokens(
+    logits: npt.NDArray[np.float32],
+    edited: npt.NDArray[np.float32] | None,
+    *,
+    token_ids: npt.NDArray[np.int32],
+    numbers: npt.NDArray[np.float32],
+    ranks: npt.NDArray[np.int32],
+    edited_rows: npt.NDArray[np.int32],
+    seeds: npt.NDArray[np.uint64],
+    sample_index: npt.NDArray[np.int32],
+    positions: npt.NDArray[np.int32],
+    temperature: npt.NDArray[np.float32],
+    log_min_p: npt.NDArray[np.float32],
+    top_k: npt.NDArray[np.int32],
+    top_p: npt.NDArray[np.float32],
+    num_top: npt.NDArray[np.int32],
+    reported: str,
+) -> None:
+    """Chooses a token for each row of logits, by selection and without sorting.
+
+    Temperature, min_p, top_k, top_p, then the argmax of scaled logit + Gumbel noise over what is kept; a filter keeps
+    every token at or above a value, ties included; of equals the lower id is chosen. A row's bits depend on the row alone.
+    The readable twin is `pagedkv.sampling.torch_choice`.
+
+    Args:
+        logits: [S, V], rows contiguous.
+        edited: [P, V], what rows that name one of these are drawn from instead.
+        token_ids: [S, 1 + N], written: the chosen token or `NO_TOKEN`, then the most likely ones, best first.
+        numbers: [S, 1 + N], written: what is reported of them; NaN if a logit of the model was, -inf where a row reports
+            fewer.
+        ranks: [S, 1], written: rank of the chosen token; 0 where nothing is reported.
+        edited_rows: [S], a row of ``edited`` or -1.
+        seeds: [S] seed of each row's request.
+        sample_index: [S] index of its sequence within the request.
+        positions: [S] output position, 0 for the first generated token.
+        temperature: [S]; 0 takes the most likely token.
+        log_min_p: [S] logarithm of the least probability relative to the largest; -inf keeps all.
+        top_k: [S]; 0 keeps all.
+        top_p: [S]; 1 keeps all.
+        num_top: [S], how many of the most likely tokens to report, at most N; -1 for no report.
+        reported: "raw_logprobs", "raw_logits", "processed_logprobs" or "processed_logits".
+
+    Raises:
+        TypeError: an array of another dtype.
+        ValueError: shapes that do not fit; nothing is written.
+        RuntimeError: another call is writing one of the arrays.
+    """
+
+def best_tokens(
+    numbers: npt.NDArray[np.float32],
+    *,
+    token_ids: npt.NDArray[np.int32],
+    values: npt.NDArray[np.float32],
+) -> None:
+    """Writes the largest numbers of each row and where they are, best first, of equals the first ones.
+
+    Args:
+        numbers: [S, V], rows contiguous, without NaN.
+        token_ids: [S, C], written.
+        values: [S, C], written.
     """
 
 # --- scheduler ---

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from pagedkv import _core
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -53,15 +55,18 @@ def beam_candidates(
     if edited is not None:
         logprobs[torch.from_numpy(edited.samples).to(logprobs.device)] = edited.logits
         failures = edited.failures | failures
-    values, ids = _best(logprobs, num_candidates)
-    return BeamCandidates(
-        token_ids=ids.to(torch.int32).cpu().numpy(),
-        logprobs=values.cpu().numpy(),
-        failures=failures,
-    )
+    token_ids, values = best_tokens(logprobs, num_candidates)
+    return BeamCandidates(token_ids=token_ids, logprobs=values, failures=failures)
 
 
-def _best(numbers: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest ``count`` numbers of each row and where they are, of equals the first ones."""
-    values, ids = numbers.sort(dim=1, descending=True, stable=True)
-    return values[:, :count], ids[:, :count]
+def best_tokens(
+    numbers: torch.Tensor, count: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Where the largest numbers of each row are, and the numbers [S, count], of equals the first ones."""
+    if numbers.device.type != "cpu":
+        values, ids = numbers.sort(dim=1, descending=True, stable=True)
+        return ids[:, :count].to(torch.int32).cpu().numpy(), values[:, :count].cpu().numpy()
+    token_ids = np.empty((numbers.shape[0], count), dtype=np.int32)
+    best = np.empty((numbers.shape[0], count), dtype=np.float32)
+    _core.best_tokens(numbers.numpy(), token_ids=token_ids, values=best)
+    return token_ids, best

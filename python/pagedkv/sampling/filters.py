@@ -30,12 +30,15 @@ def apply_filters(
         parameters: The filters by row.
         rows: [K] rows.
     """
-    min_p, top_k, top_p = parameters.min_p[rows], parameters.top_k[rows], parameters.top_p[rows]
-    if min_p.any():
-        # p >= min_p * p_max, taken to logarithms; log(0) = -inf keeps everything.
-        with np.errstate(divide="ignore"):
-            log_min_p = torch.from_numpy(np.log(min_p)).to(scaled.device).unsqueeze(1)
-        _drop_below(scaled, scaled.amax(dim=1, keepdim=True) + log_min_p)
+    log_min_p, top_k, top_p = (
+        parameters.log_min_p[rows],
+        parameters.top_k[rows],
+        parameters.top_p[rows],
+    )
+    if np.isfinite(log_min_p).any():
+        # p >= min_p * p_max, taken to logarithms.
+        distance = torch.from_numpy(log_min_p).to(scaled.device).unsqueeze(1)
+        _drop_below(scaled, scaled.amax(dim=1, keepdim=True) + distance)
     with_top_k = np.flatnonzero(top_k)
     if with_top_k.size:
         part, is_all = _select(scaled, with_top_k)

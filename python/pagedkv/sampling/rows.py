@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ class SamplingRows:
         temperature: [B] float32; 0 for greedy rows.
         top_k: [B] int32; 0 keeps all.
         top_p: [B] float32.
-        min_p: [B] float32.
+        log_min_p: [B] float32, logarithm of min_p; -inf keeps all.
         num_logprobs: [B] int32; -1 where none are asked for.
         seeds: [B] uint64.
     """
@@ -28,7 +29,7 @@ class SamplingRows:
         self.temperature = np.zeros(max_num_seqs, dtype=np.float32)
         self.top_k = np.zeros(max_num_seqs, dtype=np.int32)
         self.top_p = np.ones(max_num_seqs, dtype=np.float32)
-        self.min_p = np.zeros(max_num_seqs, dtype=np.float32)
+        self.log_min_p = np.full(max_num_seqs, -np.inf, dtype=np.float32)
         self.num_logprobs = np.full(max_num_seqs, -1, dtype=np.int32)
         self.seeds = np.zeros(max_num_seqs, dtype=np.uint64)
 
@@ -44,6 +45,6 @@ class SamplingRows:
         is_top_k_on = 0 < params.top_k < self._vocab_size
         self.top_k[row] = params.top_k if is_top_k_on else 0
         self.top_p[row] = params.top_p
-        self.min_p[row] = params.min_p
+        self.log_min_p[row] = math.log(params.min_p) if params.min_p > 0 else -math.inf
         self.num_logprobs[row] = -1 if params.logprobs is None else params.logprobs
         self.seeds[row] = seed % 2**64

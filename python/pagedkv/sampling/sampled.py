@@ -16,6 +16,8 @@ Raw ones are the model's. Processed ones are behind the edits of the request and
 temperature and the filters: -inf for what was filtered out.
 """
 
+NOTHING_LEFT = "no token is left: masks or processors have set every logit to -inf, or one to NaN"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopLogprobs:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pagedkv.sampling.beams import BeamCandidates, beam_candidates
+from pagedkv.sampling.cpu_choice import choose_on_cpu
 from pagedkv.sampling.edits import LogitsEdits
 from pagedkv.sampling.row_state import RowState
 from pagedkv.sampling.rows import SamplingRows
@@ -54,6 +55,7 @@ class Sampler:
             device: Where the logits are.
             logprobs_mode: What is reported.
         """
+        self._choose = choose_on_cpu if device.type == "cpu" else choose_with_torch
         self._logprobs_mode: LogprobsMode = logprobs_mode
         self._chunk_rows = max(1, _MAX_CHUNK_ELEMENTS // vocab_size)
         self._parameters = SamplingRows(max_num_seqs=max_num_seqs, vocab_size=vocab_size)
@@ -142,9 +144,7 @@ class Sampler:
         chunk = slice(start, start + self._chunk_rows)
         logits, targets = all_logits[chunk], all_targets.take(chunk)
         edited = self.edits.apply(logits, targets)
-        sampled = choose_with_torch(
-            logits, edited, self._parameters, targets, mode=self._logprobs_mode
-        )
+        sampled = self._choose(logits, edited, self._parameters, targets, mode=self._logprobs_mode)
         if edited is None or not edited.failures:
             return sampled
         return replace(sampled, failures=sampled.failures | edited.failures)

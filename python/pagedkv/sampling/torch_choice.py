@@ -10,15 +10,13 @@ import torch
 from pagedkv import _core
 from pagedkv.sampling.filters import apply_filters
 from pagedkv.sampling.logprobs import top_logprobs
-from pagedkv.sampling.sampled import SampledTokens
+from pagedkv.sampling.sampled import NOTHING_LEFT, SampledTokens
 
 if TYPE_CHECKING:
     from pagedkv.sampling.edits import EditedRows
     from pagedkv.sampling.rows import SamplingRows
     from pagedkv.sampling.sampled import LogprobsMode
     from pagedkv.sampling.targets import SampleTargets
-
-NOTHING_LEFT = "no token is left: masks or processors have set every logit to -inf or NaN"
 
 
 def choose_with_torch(
@@ -42,9 +40,8 @@ def choose_with_torch(
     if edited is not None:
         processed[torch.from_numpy(edited.samples).to(logits.device)] = edited.logits
     chosen = _choose(processed, parameters, targets)
-    reported = logits if mode.startswith("raw") else processed
-    if mode.endswith("logprobs"):
-        reported = reported.log_softmax(dim=1)
+    basis = logits if mode.startswith("raw") else processed
+    reported = basis.log_softmax(dim=1) if mode.endswith("logprobs") else basis
     failures = {}
     if edited is not None:
         is_empty = ~(edited.logits.amax(dim=1) > -torch.inf)
@@ -54,7 +51,7 @@ def choose_with_torch(
     return SampledTokens(
         token_ids=chosen.to(torch.int32).cpu().numpy(),
         logprobs=reported.gather(1, chosen.unsqueeze(1)).squeeze(1).cpu().numpy(),
-        top=top_logprobs(reported, chosen=chosen, num_logprobs=num_logprobs),
+        top=top_logprobs(basis, reported, chosen=chosen, num_logprobs=num_logprobs),
         failures=failures,
     )
 

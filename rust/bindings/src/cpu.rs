@@ -3,15 +3,14 @@
 
 use numpy::{PyReadonlyArrayDyn, PyUntypedArray};
 use pagedkv_cpu::{
-    Activation, AttentionParams, Element, Isa, Mask, NoiseRow, PagedKv, RmsNorm, StepRows, bf16,
-    f16,
+    Activation, AttentionParams, Element, Isa, Mask, PagedKv, RmsNorm, StepRows, bf16, f16,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::views::{SeenAs, borrow, borrow_mut, value_error, view, view_mut};
 
-type Array<'a, 'py> = &'a Bound<'py, PyUntypedArray>;
+pub(crate) type Array<'a, 'py> = &'a Bound<'py, PyUntypedArray>;
 
 /// A number format, and the numpy element that carries it: numpy has no bfloat16.
 trait Stored: Element {
@@ -317,47 +316,4 @@ fn apply<E: Stored>(
     let numbers = view::<_, E, 2>("numbers", &numbers)?;
     let mut output = view_mut::<_, E, 2>("output", &mut output)?;
     py.detach(|| pagedkv_cpu::activate(activation, numbers, &mut output)).map_err(value_error)
-}
-
-/// Fills rows with the Gumbel noise of every token of the vocabulary.
-#[pyfunction]
-#[pyo3(signature = (output, *, seeds, sample_index, positions))]
-pub(crate) fn gumbel_noise<'py>(
-    output: Array<'_, 'py>,
-    seeds: Array<'_, 'py>,
-    sample_index: Array<'_, 'py>,
-    positions: Array<'_, 'py>,
-) -> PyResult<()> {
-    let py = output.py();
-    let seeds = borrow::<u64>("seeds", seeds)?;
-    let sample_index = borrow::<i32>("sample_index", sample_index)?;
-    let positions = borrow::<i32>("positions", positions)?;
-    let mut output = borrow_mut::<f32>("output", output)?;
-    let rows = noise_rows(
-        view::<_, u64, 1>("seeds", &seeds)?.as_slice(),
-        view::<_, i32, 1>("sample_index", &sample_index)?.as_slice(),
-        view::<_, i32, 1>("positions", &positions)?.as_slice(),
-    )?;
-    let mut output = view_mut::<_, f32, 2>("output", &mut output)?;
-    py.detach(|| pagedkv_cpu::gumbel_noise(&rows, &mut output)).map_err(value_error)
-}
-
-fn noise_rows(seeds: &[u64], sample_index: &[i32], positions: &[i32]) -> PyResult<Vec<NoiseRow>> {
-    for (argument, got) in [("sample_index", sample_index.len()), ("positions", positions.len())] {
-        if got != seeds.len() {
-            let expected = seeds.len();
-            return Err(PyValueError::new_err(format!(
-                "{argument} must be as long as seeds ({expected}), got {got}"
-            )));
-        }
-    }
-    let rows = seeds.iter().zip(sample_index).zip(positions);
-    Ok(rows
-        .map(|((&seed, &sample_index), &position)| NoiseRow {
-            seed,
-            // The counter's words are the bits, as in the readable twin.
-            sample_index: sample_index as u32,
-            position: position as u32,
-        })
-        .collect())
 }

@@ -9,6 +9,7 @@ mod error;
 mod kv_cache;
 mod kv_sequences;
 mod results;
+mod sampling;
 mod scheduler;
 mod text;
 mod views;
@@ -19,17 +20,20 @@ mod _core {
     const VERSION: &str = env!("CARGO_PKG_VERSION");
     #[pymodule_export]
     use crate::beams::BeamOptions;
+    const NO_TOKEN: i32 = pagedkv_cpu::NO_TOKEN;
     #[pymodule_export]
     use crate::buffers::StepBuffers;
     #[pymodule_export]
     use crate::cpu::{
-        copy_blocks, cpu_isa, gelu, gelu_tanh, gumbel_noise, kv_write, linear, num_threads,
-        paged_attention, rms_norm, set_cpu_isa, set_num_threads, silu,
+        copy_blocks, cpu_isa, gelu, gelu_tanh, kv_write, linear, num_threads, paged_attention,
+        rms_norm, set_cpu_isa, set_num_threads, silu,
     };
     #[pymodule_export]
     use crate::kv_cache::{KvCacheManager, SequenceHandle};
     #[pymodule_export]
     use crate::results::{Batch, RequestResult, SequenceResult, StepOutput};
+    #[pymodule_export]
+    use crate::sampling::{best_tokens, gumbel_noise, sample_tokens};
     #[pymodule_export]
     use crate::scheduler::Scheduler;
     #[pymodule_export]

@@ -1,5 +1,5 @@
 //! CPU kernels of pagedkv: attention over paged keys and values, writes to them, linear
-//! layers, norms, activations, noise.
+//! layers, norms, activations, sampling.
 //!
 //! One rule shapes every kernel: **a result depends on its own inputs only.** Not on what else is
 //! in the batch, how a prompt was cut into chunks, the block size, the number of threads, or who
@@ -31,6 +31,7 @@ mod philox;
 mod plan;
 mod product;
 mod rows;
+mod sample;
 mod share;
 mod simd;
 mod softmax;
@@ -48,5 +49,6 @@ pub use linear::linear;
 pub use mask::Mask;
 pub use norm::{RmsNorm, rms_norm};
 pub use philox::{NoiseRow, gumbel_noise, philox4x32_10};
+pub use sample::{NO_TOKEN, Reported, SampleOutputs, SampleRow, best_tokens, sample};
 pub use threads::{num_threads, set_num_threads};
 pub use view::{View, ViewMut, row_major};

@@ -13,7 +13,7 @@ use crate::dispatch::dispatch;
 use crate::error::Error;
 use crate::isa::Isa;
 use crate::math::ln;
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, LANES, Simd};
 use crate::threads::for_each;
 use crate::view::ViewMut;
 
@@ -75,6 +75,19 @@ pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [c0, c1, c2, c3]
 }
 
+/// The uniform numbers, of 24 bits, behind the noise of sixteen tokens.
+#[inline(always)]
+pub(crate) fn uniform_bits(row: NoiseRow, first_token: u32) -> [u32; LANES] {
+    let key = [row.seed as u32, (row.seed >> 32) as u32];
+    let mut bits = [0; LANES];
+    for (lane, bits) in bits.iter_mut().enumerate() {
+        let token = first_token + lane as u32;
+        let [word, ..] = philox4x32_10([row.sample_index, row.position, token, PURPOSE_TOKEN], key);
+        *bits = word >> 8;
+    }
+    bits
+}
+
 struct GumbelKernel<'a> {
     row: NoiseRow,
     noise: &'a mut [f32],
@@ -96,7 +109,7 @@ impl Kernel for GumbelKernel<'_> {
 
 /// The noise of one of the 2^24 uniform numbers.
 #[inline(always)]
-fn gumbel(uniform_24_bits: u32) -> f32 {
+pub(crate) fn gumbel(uniform_24_bits: u32) -> f32 {
     let uniform = (f64::from(uniform_24_bits as i32) + 0.5) * (1.0 / 16_777_216.0);
     -ln(-ln(uniform)) as f32
 }
