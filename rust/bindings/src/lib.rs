@@ -19,8 +19,9 @@ mod _core {
     #[pymodule_export]
     const VERSION: &str = env!("CARGO_PKG_VERSION");
     #[pymodule_export]
-    use crate::beams::BeamOptions;
     const NO_TOKEN: i32 = pagedkv_cpu::NO_TOKEN;
+    #[pymodule_export]
+    use crate::beams::BeamOptions;
     #[pymodule_export]
     use crate::buffers::StepBuffers;
     #[pymodule_export]
