@@ -152,7 +152,7 @@ def add_to_core(request: EngineRequest, parts: EngineParts, state: RequestState)
             ignore_eos=params.ignore_eos,
             include_stop_in_text=params.include_stop_str_in_output,
             priority=request.priority,
-            cache_salt=request.prompt.cache_salt,
+            cache_salt=_cache_salt(request, state.core_id),
             text=state.decoder,
             stop_strings=params.stop,
             stream=state.is_streamed and not state.is_held,
@@ -161,6 +161,16 @@ def add_to_core(request: EngineRequest, parts: EngineParts, state: RequestState)
     except (QueueFullError, ValueError) as error:
         msg = f"{request.where}: {error}"
         raise type(error)(msg) from error
+
+
+def _cache_salt(request: EngineRequest, core_id: int) -> str | bytes | None:
+    """Under which salt a request's blocks are found: one of its own where it may find nobody else's.
+
+    No user's salt equals it, as UTF-8 never has the byte 0xff.
+    """
+    if request.params.reads_prefix_cache:
+        return request.prompt.cache_salt
+    return b"\xff" + core_id.to_bytes(8, "little")
 
 
 def _token_ids(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pagedkv._core import Batch
     from pagedkv.attention.base import StepInputs
+    from pagedkv.prompt_logprobs import PromptReader, PromptScore, PromptScorer
     from pagedkv.sampling.sampled import SampledTokens, TopLogprobs
     from pagedkv.sampling.sampler import Sampler
     from pagedkv.step_buffers import StepArena
@@ -35,12 +36,14 @@ class BatchOutcome:
         token_ids: [S] int32, or [S, C] where beams want C candidates; 0 for samples of failed rows.
         logprobs: float32 of the same shape; 0 for samples of failed rows.
         top: reports of the samples that asked for log-probabilities.
+        prompt_scores: reports of tokens of prompts.
         failures: what went wrong, by row id.
     """
 
     token_ids: npt.NDArray[np.int32]
     logprobs: npt.NDArray[np.float32]
     top: list[TopLogprobs] = field(default_factory=list)
+    prompt_scores: list[PromptScore] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
 
 
@@ -73,6 +76,9 @@ class Runner(Protocol):
     def forward(self, step: StepInputs) -> torch.Tensor:
         """Logits [S, vocabulary] float32 of the sampled positions."""
 
+    def forward_read(self, step: StepInputs, reader: PromptReader) -> torch.Tensor:
+        """The same, after the reader has got the logits of its positions in chunks."""
+
 
 class BatchRunner:
     """Runs batches through the model and the sampler.
@@ -82,10 +88,17 @@ class BatchRunner:
     """
 
     def __init__(
-        self, *, runner: Runner, sampler: Sampler, arena: StepArena, device: torch.device
+        self,
+        *,
+        runner: Runner,
+        sampler: Sampler,
+        scorer: PromptScorer,
+        arena: StepArena,
+        device: torch.device,
     ) -> None:
         """Keeps the parts; allocates nothing."""
         self._runner = runner
+        self._scorer = scorer
         self._device = device
         self._sampler = sampler
         self._arena = arena
@@ -98,9 +111,10 @@ class BatchRunner:
         """
         step = self._arena.inputs(batch, num_tokens_padded=padded_rows(batch.num_tokens))
         targets = self._targets(batch)
+        reader = self._scorer.reader(step)
         wanted = Wanted.of(batch, self._arena)
         try:
-            sampled = self._sample(self._forward(step), targets, wanted)
+            sampled = self._sample(self._forward(step, reader), targets, wanted)
         except Exception as error:  # noqa: BLE001 - whatever a model raises ends its request, not the engine
             logger.warning(
                 "a step of %d rows failed (%s); looking for the row", step.num_rows, error
@@ -111,6 +125,7 @@ class BatchRunner:
                 token_ids=sampled.token_ids, logprobs=sampled.logprobs, top=sampled.top
             )
             outcome.failures.update(_by_row(sampled, targets))
+            _take_scores(outcome, reader)
         _note_nan(outcome, targets)
         self._count(targets, wanted, outcome)
         return outcome
@@ -130,7 +145,7 @@ class BatchRunner:
             targets, token_ids = targets.take(drawn), token_ids[drawn, 0]
         self._sampler.count(targets, token_ids)
 
-    def _forward(self, step: StepInputs) -> torch.Tensor:
+    def _forward(self, step: StepInputs, reader: PromptReader | None) -> torch.Tensor:
         if self._device.type != "cpu":
             # What attention indexes with tensors of the device; the rest is read on the host or copied by the runner.
             step = replace(
@@ -138,7 +153,9 @@ class BatchRunner:
                 block_tables=step.block_tables.to(self._device),
                 slot_mapping=step.slot_mapping.to(self._device),
             )
-        return self._runner.forward(step)
+        if reader is None:
+            return self._runner.forward(step)
+        return self._runner.forward_read(step, reader)
 
     def _targets(self, batch: Batch) -> SampleTargets:
         arrays, count = self._arena.arrays, batch.num_samples
@@ -166,8 +183,11 @@ class BatchRunner:
             part, samples = select_rows(step, rows)
             part = replace(part, block_copies=copies)
             part_targets = targets.take(samples)
+            reader = self._scorer.reader(part)
             try:
-                sampled = self._sample(self._forward(part), part_targets, wanted.take(samples))
+                sampled = self._sample(
+                    self._forward(part, reader), part_targets, wanted.take(samples)
+                )
             except Exception as part_error:  # noqa: BLE001 - see `run`
                 if len(rows) > 1:
                     pending += _halves(rows)
@@ -177,6 +197,7 @@ class BatchRunner:
                 copies = copies[:0]
                 outcome.failures.update(_by_row(sampled, part_targets))
                 _merge(outcome, sampled, samples)
+                _take_scores(outcome, reader)
         return outcome
 
 
@@ -230,6 +251,12 @@ def _merge(outcome: BatchOutcome, part: SampledTokens, samples: npt.NDArray[np.i
 def _by_row(sampled: SampledTokens, targets: SampleTargets) -> dict[int, str]:
     """What went wrong in the sampler, by row id."""
     return {int(targets.rows[sample]): error for sample, error in sampled.failures.items()}
+
+
+def _take_scores(outcome: BatchOutcome, reader: PromptReader | None) -> None:
+    if reader is not None:
+        outcome.prompt_scores += reader.scores
+        outcome.failures |= reader.failures
 
 
 def _note_nan(outcome: BatchOutcome, targets: SampleTargets) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK_SIZES = (8, 16, 32, 64, 128, 256)
+LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
 SCHEDULING_POLICIES = ("fcfs", "priority")
 MAX_NUM_SEQS_LIMIT = 65_536
 MAX_THREADS = 1024
@@ -88,6 +89,9 @@ class EngineConfig:
         enable_prefix_caching: find the blocks of equal prompt prefixes again.
         scheduling_policy: "fcfs" or "priority" (lower values first).
         max_logprobs: the most ``SamplingParams.logprobs`` a request may ask for; -1 for the whole vocabulary.
+        logprobs_mode: what is reported as log-probabilities: "raw_logprobs" or "raw_logits" of the model,
+            "processed_logprobs" or "processed_logits" behind everything the request does to them. Nothing is done to those of
+            prompts.
         seed: seed of the requests that bring none.
         chat_template: a Jinja template instead of the model's own.
         generation_config: sampling of calls that bring none: "auto" for what the checkpoint's author set, "neutral" for
@@ -121,6 +125,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     scheduling_policy: str = "fcfs"
     max_logprobs: int = 20
+    logprobs_mode: str = "raw_logprobs"
     seed: int = 0
     chat_template: str | None = None
     generation_config: str | Path = "auto"
@@ -136,10 +141,8 @@ class EngineConfig:
             known = ", ".join(map(str, BLOCK_SIZES))
             msg = f"block_size must be one of {known}, got {self.block_size}"
             raise ValueError(msg)
-        if self.scheduling_policy not in SCHEDULING_POLICIES:
-            known = " or ".join(map(repr, SCHEDULING_POLICIES))
-            msg = f"scheduling_policy must be {known}, got {self.scheduling_policy!r}"
-            raise ValueError(msg)
+        _check_choice("scheduling_policy", self.scheduling_policy, SCHEDULING_POLICIES)
+        _check_choice("logprobs_mode", self.logprobs_mode, LOGPROBS_MODES)
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             msg = f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}"
             raise ValueError(msg)
@@ -242,7 +245,7 @@ _TYPES: tuple[tuple[str, Callable[[object], bool], tuple[str, ...]], ...] = (
     (
         "a str",
         lambda value: isinstance(value, str),
-        ("attention_backend", "scheduling_policy"),
+        ("attention_backend", "scheduling_policy", "logprobs_mode"),
     ),
     (
         "a str or None",
@@ -267,4 +270,10 @@ _TYPES: tuple[tuple[str, Callable[[object], bool], tuple[str, ...]], ...] = (
 def _check_range(name: str, value: int | None, *, low: int, high: int) -> None:
     if value is not None and not low <= value <= high:
         msg = f"{name} must be from {low} to {high}, got {value}"
+        raise ValueError(msg)
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        msg = f"{name} must be {' or '.join(map(repr, known))}, got {value!r}"
         raise ValueError(msg)

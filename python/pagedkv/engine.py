@@ -307,6 +307,7 @@ class LLMEngine:
                 state.metrics.first_scheduled_time = now
             is_read = needs_token_ids(state.params)
             output_ids = parts.scheduler.output_token_ids(core_id, index) if is_read else None
+            parts.scorer.fill_row(row, state.unscored_prompt, state.params.prompt_logprobs or 0)
             parts.sampler.fill_row(
                 row,
                 state.params,
@@ -337,6 +338,10 @@ class LLMEngine:
     def _collect(self, outcome: BatchOutcome, output: StepOutput, events: StepEvents) -> None:
         """Everything a step delivers. Loops over requests with something to deliver alone."""
         now, decode_token = time.monotonic(), self._decode_token
+        for score in outcome.prompt_scores:
+            state = self._states.get(int(self._request_of_row[score.row]))
+            if state is not None:
+                state.prompt_scores[score.position] = score
         if outcome.top:
             self._keep_logprobs(outcome, output)
         for core_id in output.first_tokens:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pagedkv.attention.context import StepContext, step_context
+from pagedkv.models.head import LanguageModelHead
 from pagedkv.models.padding import ROW_MULTIPLE, padded_rows
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pagedkv.attention.base import AttentionBackend, LayerSpec, StepInputs
+    from pagedkv.prompt_logprobs import PromptReader
 
 
 class ModelRunner:
@@ -41,6 +43,7 @@ class ModelRunner:
             vocab_size: Logits beyond it, which some models pad, are left out.
         """
         self._model = model
+        self._head = LanguageModelHead(model)
         self._vocab_size = vocab_size
         self._context = StepContext(backend=backend, layers=layers)
         capacity = padded_rows(max_num_batched_tokens)
@@ -72,6 +75,17 @@ class ModelRunner:
             )
         logits: torch.Tensor = output.logits
         return logits[0, :num_samples, : self._vocab_size].float()
+
+    @torch.inference_mode()
+    def forward_read(self, step: StepInputs, reader: PromptReader) -> torch.Tensor:
+        """The same, and the logits of more positions for a reader, in chunks."""
+        with self._head.watch():
+            logits = self.forward(step)
+        for indices in torch.split(reader.indices, reader.chunk_rows):
+            part = self._head.logits(_padded_indices(indices, logits.device))
+            reader.take(part[: indices.shape[0], : self._vocab_size].float())
+        self._head.forget()
+        return logits
 
     def _padded_inputs(self, step: StepInputs) -> tuple[torch.Tensor, torch.Tensor]:
         num_tokens, num_padded = step.num_tokens, step.num_tokens_padded

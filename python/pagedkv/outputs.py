@@ -25,6 +25,8 @@ class Logprob:
 
 SampleLogprobs = list[dict[int, Logprob]]
 """One dict per generated token: the chosen id first, then the most likely ones."""
+PromptLogprobs = list[dict[int, Logprob] | None]
+"""The same of a prompt's tokens; None of the first, before which there is nothing."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -116,7 +118,8 @@ class RequestOutput:
         num_cached_tokens: prompt tokens whose KV came from the prefix cache.
         metrics: times and counts.
         error: what went wrong, where ``finish_reason`` is "error".
-        prompt_logprobs: always None; kept for code written for the classic API.
+        prompt_logprobs: one dict per token of the prompt, None for the first; None unless
+            ``SamplingParams.prompt_logprobs`` was given, and after the first of several DELTA outputs.
     """
 
     request_id: str
@@ -127,7 +130,7 @@ class RequestOutput:
     num_cached_tokens: int
     metrics: RequestMetrics
     error: str | None = None
-    prompt_logprobs: None = field(default=None)
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

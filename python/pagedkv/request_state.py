@@ -9,18 +9,20 @@ from pagedkv.outputs import (
     CompletionOutput,
     FinishReason,
     Logprob,
+    PromptLogprobs,
     RequestMetrics,
     RequestOutput,
     SampleLogprobs,
     StreamDelta,
 )
+from pagedkv.sampling.sampled import TopLogprobs
 from pagedkv.sampling_params import RequestOutputKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from pagedkv._core import RequestResult, SequenceResult, TextDecoder
-    from pagedkv.sampling.sampled import TopLogprobs
+    from pagedkv.prompt_logprobs import PromptScore
     from pagedkv.sampling_params import SamplingParams
 
     DecodeToken = Callable[[int], str]
@@ -33,6 +35,19 @@ class SampledLogprob:
     token_id: int
     logprob: float
     top: TopLogprobs
+
+    @classmethod
+    def of_beam(
+        cls, token_id: int, logprob: float, rank: int, best: list[tuple[int, float]]
+    ) -> SampledLogprob:
+        """One from the core, which keeps those of beams."""
+        top = TopLogprobs(
+            sample=0,
+            rank=rank,
+            token_ids=[token for token, _ in best],
+            logprobs=[likely for _, likely in best],
+        )
+        return cls(token_id=token_id, logprob=logprob, top=top)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,6 +88,8 @@ class RequestState:
         decoder: the template of its sequences' texts; None without detokenization.
         logprobs: by sequence, one entry per generated token, where they were asked for.
         grown: by sequence, what has become of a streamed request.
+        prompt_scores: by position, the reports of the prompt's tokens, where they were asked for.
+        prompt_logprobs: the same as they are returned, once there is one of each.
     """
 
     request_id: str
@@ -87,6 +104,8 @@ class RequestState:
     decoder: TextDecoder | None
     logprobs: dict[int, list[SampledLogprob]] = field(default_factory=dict)
     grown: dict[int, GrownSequence] = field(default_factory=dict)
+    prompt_scores: dict[int, PromptScore] = field(default_factory=dict)
+    prompt_logprobs: PromptLogprobs | None = None
 
     @property
     def is_held(self) -> bool:
@@ -97,6 +116,17 @@ class RequestState:
             or params.num_sequences > params.n
             or params.use_beam_search
         )
+
+    @property
+    def unscored_prompt(self) -> list[int] | None:
+        """The prompt, while reports of its tokens are missing; else None."""
+        if self.params.prompt_logprobs is None or self._is_prompt_scored:
+            return None
+        return self.prompt_token_ids
+
+    @property
+    def _is_prompt_scored(self) -> bool:
+        return len(self.prompt_scores) == len(self.prompt_token_ids) - 1
 
     def note_delta(
         self,
@@ -161,7 +191,7 @@ class RequestState:
     ) -> RequestOutput:
         """What a streamed request has generated so far, or the deltas alone, as its ``output_kind`` is."""
         if self.params.output_kind is RequestOutputKind.DELTA:
-            return self._output(grown_by(deltas), is_finished=False, error=None)
+            return self._output(grown_by(deltas), decode_token, is_finished=False, error=None)
         outputs = []
         for index in range(self.params.n):
             sequence = self.grown.get(index, GrownSequence())
@@ -180,7 +210,7 @@ class RequestState:
                     finish_reason=sequence.finish_reason,
                 )
             )
-        return self._output(outputs, is_finished=False, error=None)
+        return self._output(outputs, decode_token, is_finished=False, error=None)
 
     def final_output(
         self,
@@ -220,7 +250,7 @@ class RequestState:
         metrics.num_generated_tokens = sum(sequence.token_ids.size for sequence in result.sequences)
         if error is None and self.decoder is not None and self.decoder.error is not None:
             error = f"the tokenizer failed to decode the output: {self.decoder.error}"
-        return self._output(outputs, is_finished=True, error=error)
+        return self._output(outputs, decode_token, is_finished=True, error=error)
 
     def _returned(self, result: RequestResult) -> Sequence[SequenceResult]:
         """All sequences by index, or the ``n`` most likely ones of ``best_of``, best first."""
@@ -233,7 +263,12 @@ class RequestState:
         return ranked[:num_returned]
 
     def _output(
-        self, outputs: list[CompletionOutput], *, is_finished: bool, error: str | None
+        self,
+        outputs: list[CompletionOutput],
+        decode_token: DecodeToken | None,
+        *,
+        is_finished: bool,
+        error: str | None,
     ) -> RequestOutput:
         return RequestOutput(
             request_id=self.request_id,
@@ -244,7 +279,24 @@ class RequestState:
             num_cached_tokens=self.metrics.num_cached_tokens,
             metrics=self.metrics,
             error=error,
+            prompt_logprobs=self._take_prompt_logprobs(decode_token),
         )
+
+    def _take_prompt_logprobs(self, decode_token: DecodeToken | None) -> PromptLogprobs | None:
+        """The reports of the prompt, once they are complete; of a request that is read in deltas only once."""
+        if self.params.prompt_logprobs is None or not self._is_prompt_scored:
+            return None
+        if self.prompt_logprobs is None:
+            self.prompt_logprobs = [
+                None,
+                *(
+                    _reported(self.prompt_scores[position], decode_token)
+                    for position in range(1, len(self.prompt_token_ids))
+                ),
+            ]
+        elif self.params.output_kind is RequestOutputKind.DELTA:
+            return None
+        return self.prompt_logprobs
 
     def _sample_logprobs(
         self, index: int, tokens: slice, decode_token: DecodeToken | None
@@ -252,14 +304,7 @@ class RequestState:
         if self.params.logprobs is None:
             return None
         return [
-            _position(
-                sampled.token_id,
-                sampled.logprob,
-                sampled.top.rank,
-                zip(sampled.top.token_ids, sampled.top.logprobs, strict=True),
-                decode_token,
-            )
-            for sampled in self.logprobs.get(index, [])[tokens]
+            _reported(sampled, decode_token) for sampled in self.logprobs.get(index, [])[tokens]
         ]
 
     def _final_logprobs(
@@ -269,28 +314,25 @@ class RequestState:
         if sequence.logprobs is None:
             return self._sample_logprobs(sequence.index, slice(len(token_ids)), decode_token)
         return [
-            _position(token_id, logprob, rank, top, decode_token)
-            for token_id, (logprob, rank, top) in zip(token_ids, sequence.logprobs, strict=True)
+            _reported(SampledLogprob.of_beam(token_id, *entry), decode_token)
+            for token_id, entry in zip(token_ids, sequence.logprobs, strict=True)
         ]
 
 
-def _position(
-    token_id: int,
-    logprob: float,
-    rank: int,
-    top: Iterable[tuple[int, float]],
-    decode_token: DecodeToken | None,
+def _reported(
+    score: SampledLogprob | PromptScore, decode_token: DecodeToken | None
 ) -> dict[int, Logprob]:
-    """The chosen token of one position, then the most likely ones."""
+    """A token's own log-probability, then those of the most likely ones."""
 
     def entry(token_id: int, logprob: float, rank: int) -> Logprob:
         text = None if decode_token is None else decode_token(token_id)
         return Logprob(logprob=logprob, rank=rank, decoded_token=text)
 
-    entries = {token_id: entry(token_id, logprob, rank)}
-    for place, (likely_id, likely_logprob) in enumerate(top, start=1):
-        entries.setdefault(likely_id, entry(likely_id, likely_logprob, place))
-    return entries
+    found = {score.token_id: entry(score.token_id, score.logprob, score.top.rank)}
+    best = zip(score.top.token_ids, score.top.logprobs, strict=True)
+    for rank, (token_id, logprob) in enumerate(best, start=1):
+        found.setdefault(token_id, entry(token_id, logprob, rank))
+    return found
 
 
 def grown_by(deltas: list[StreamDelta]) -> list[CompletionOutput]:

@@ -23,7 +23,6 @@ _NOT_YET = (
     "allowed_token_ids",
     "bad_words",
     "structured_outputs",
-    "skip_reading_prefix_cache",
 )
 
 
@@ -39,9 +38,6 @@ def fit_params(params: SamplingParams, config: EngineConfig, parts: EngineParts)
     for name in _NOT_YET:
         if value := getattr(params, name):
             raise not_supported_yet(OWNER, name, value)
-    if params.prompt_logprobs is not None:
-        name = "prompt_logprobs"
-        raise not_supported_yet(OWNER, name, params.prompt_logprobs)
     _check_limits(params, config, vocab_size)
     _check_ids(params, vocab_size)
     _check_what_is_left(params, vocab_size, eos_token_ids=parts.eos_token_ids)

@@ -234,6 +234,13 @@ class SamplingParams:
         return self.n if self.best_of is None else self.best_of
 
     @property
+    def reads_prefix_cache(self) -> bool:
+        """Whether the prompt's cached blocks may be used; without them every token of it is computed."""
+        if self.skip_reading_prefix_cache is None:
+            return self.prompt_logprobs is None
+        return not self.skip_reading_prefix_cache
+
+    @property
     def is_greedy(self) -> bool:
         """Whether the most likely token is taken."""
         return self.temperature < GREEDY_TEMPERATURE

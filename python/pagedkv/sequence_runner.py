@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import torch
 
 from pagedkv.attention.slots import copy_blocks
+from pagedkv.models.head import LanguageModelHead
 from pagedkv.models.slow_path_cache import PagedCache, SequenceForward
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pagedkv.attention.base import LayerCache, LayerSpec, StepInputs
+    from pagedkv.prompt_logprobs import PromptReader
 
 
 class SequenceRunner:
@@ -43,6 +46,7 @@ class SequenceRunner:
         self._device = device
         self._vocab_size = vocab_size
         self._cache = PagedCache(caches)
+        self._head = LanguageModelHead(model)
         self._sequence_forward = SequenceForward(model)
 
     @torch.inference_mode()
@@ -52,6 +56,14 @@ class SequenceRunner:
         Returns:
             [S, vocabulary] float32 on the model's device, valid until the caller drops it.
         """
+        return self._run(step, None)
+
+    @torch.inference_mode()
+    def forward_read(self, step: StepInputs, reader: PromptReader) -> torch.Tensor:
+        """The same, and the logits of more positions for a reader, in chunks."""
+        return self._run(step, reader)
+
+    def _run(self, step: StepInputs, reader: PromptReader | None) -> torch.Tensor:
         copy_blocks(self._layers, self._caches, step.block_copies)
         logits = torch.empty(
             step.logits_indices.shape[0], self._vocab_size, dtype=torch.float32, device=self._device
@@ -72,12 +84,22 @@ class SequenceRunner:
             samples = ((indices >= start) & (indices < stop)).nonzero().squeeze(1)
             # A chunk that is not sampled still runs to its end; the logits of one token are the least to ask for.
             keep = (indices[samples] - start).long() if len(samples) else torch.zeros(1).long()
-            row_logits = self._sequence_forward(
-                input_ids[start:stop],
-                cache=self._cache,
-                num_cached=num_cached,
-                keep=keep.to(self._device),
-            )
+            read = torch.zeros(0, dtype=torch.long)
+            if reader is not None:
+                inside = (reader.indices >= start) & (reader.indices < stop)
+                read = reader.indices[inside] - start
+            with self._head.watch() if len(read) else contextlib.nullcontext():
+                row_logits = self._sequence_forward(
+                    input_ids[start:stop],
+                    cache=self._cache,
+                    num_cached=num_cached,
+                    keep=keep.to(self._device),
+                )
+            if reader is not None and len(read):
+                for part in torch.split(read, reader.chunk_rows):
+                    part_logits = self._head.logits(part.to(self._device))
+                    reader.take(part_logits[:, : self._vocab_size].float())
+                self._head.forget()
             logits[samples.to(self._device)] = row_logits[
                 : len(samples), : self._vocab_size
             ].float()

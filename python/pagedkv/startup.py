@@ -20,6 +20,7 @@ from pagedkv.kv_sizing import log_kv_size, size_kv_cache
 from pagedkv.model_runner import ModelRunner
 from pagedkv.models.files import resolve_model_folder
 from pagedkv.models.loading import load_model
+from pagedkv.prompt_logprobs import PromptScorer
 from pagedkv.sampling.sampler import Sampler
 from pagedkv.sequence_runner import SequenceRunner
 from pagedkv.step_buffers import StepArena
@@ -49,6 +50,7 @@ class EngineParts:
         arena: the step arrays.
         batches: runs a batch.
         sampler: per-row sampling state.
+        scorer: rows that report their prompts.
         tokenizer: None with ``skip_tokenizer_init``.
         loaded: the model and its facts.
         kv_cache: the memory of keys and values.
@@ -61,6 +63,7 @@ class EngineParts:
     arena: StepArena
     batches: BatchRunner
     sampler: Sampler
+    scorer: PromptScorer
     tokenizer: Tokenizer | None
     loaded: LoadedModel
     kv_cache: KvCache
@@ -147,6 +150,11 @@ def assemble(
     sampler = Sampler(
         max_num_seqs=config.max_num_seqs, vocab_size=loaded.vocab_size, device=loaded.device
     )
+    scorer = PromptScorer(
+        max_num_seqs=config.max_num_seqs,
+        vocab_size=loaded.vocab_size,
+        logprobs_mode=config.logprobs_mode,
+    )
     scheduler = _core.Scheduler(
         num_blocks=kv_size.num_blocks,
         block_size=config.block_size,
@@ -166,8 +174,11 @@ def assemble(
     return EngineParts(
         scheduler=scheduler,
         arena=arena,
-        batches=BatchRunner(runner=runner, sampler=sampler, arena=arena, device=loaded.device),
+        batches=BatchRunner(
+            runner=runner, sampler=sampler, scorer=scorer, arena=arena, device=loaded.device
+        ),
         sampler=sampler,
+        scorer=scorer,
         tokenizer=tokenizer,
         loaded=loaded,
         kv_cache=kv_cache,

@@ -9,6 +9,7 @@ import torch
 from pagedkv import SamplingParams
 from pagedkv.attention.base import StepInputs
 from pagedkv.batch_runner import BatchRunner, select_rows
+from pagedkv.prompt_logprobs import PromptScorer
 from pagedkv.sampling.sampler import Sampler
 
 VOCAB = 50
@@ -116,7 +117,11 @@ def run(runner, step):
             output_token_ids=np.zeros(0, np.int32),
         )
     batches = BatchRunner(
-        runner=runner, sampler=sampler, arena=Arena(step), device=torch.device("cpu")
+        runner=runner,
+        sampler=sampler,
+        scorer=PromptScorer(max_num_seqs=16, vocab_size=VOCAB, logprobs_mode="raw_logprobs"),
+        arena=Arena(step),
+        device=torch.device("cpu"),
     )
     return batches.run(Batch())
 

@@ -33,6 +33,7 @@ LAYERS = [
         "requests",
     },
     {"models", "sampling"},
+    {"prompt_logprobs"},
     {"kv_cache", "kv_sizing", "request_state", "step_events"},
     {"model_runner", "sequence_runner"},
     {"batch_runner"},
