@@ -35,9 +35,6 @@ def fit_params(params: SamplingParams, config: EngineConfig, parts: EngineParts)
         ValueError: a value that this model or these settings cannot serve; the setting is named.
     """
     vocab_size = parts.loaded.vocab_size
-    for name in _NOT_YET:
-        if value := getattr(params, name):
-            raise not_supported_yet(OWNER, name, value)
     _check_limits(params, config, vocab_size)
     _check_ids(params, vocab_size)
     _check_what_is_left(params, vocab_size, eos_token_ids=parts.eos_token_ids)
@@ -48,6 +45,9 @@ def fit_params(params: SamplingParams, config: EngineConfig, parts: EngineParts)
             raise ValueError(msg)
     if params.bad_words and parts.tokenizer is not None:
         params.bad_words_token_ids = bad_words_token_ids(params.bad_words, parts.tokenizer)
+    for name in _NOT_YET:
+        if value := getattr(params, name):
+            raise not_supported_yet(OWNER, name, value)
 
 
 def bad_words_token_ids(words: Iterable[str], tokenizer: Tokenizer) -> list[list[int]]:
@@ -67,6 +67,12 @@ def _check_limits(params: SamplingParams, config: EngineConfig, vocab_size: int)
         msg = (
             f"{name} must be at most max_num_seqs ({config.max_num_seqs}), "
             f"got {params.num_sequences}; raise max_num_seqs or lower {name}"
+        )
+        raise ValueError(msg)
+    if params.num_sequences > params.n and config.logprobs_mode.endswith("logits"):
+        msg = (
+            f"best_of ({params.best_of}) above n ({params.n}) ranks by log-probability, but "
+            f"logprobs_mode={config.logprobs_mode!r}; use raw_logprobs or processed_logprobs"
         )
         raise ValueError(msg)
     limit = vocab_size if config.max_logprobs == -1 else config.max_logprobs
