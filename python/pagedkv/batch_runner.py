@@ -127,6 +127,7 @@ class BatchRunner:
             outcome.failures.update(_by_row(sampled, targets))
             _take_scores(outcome, reader)
         _note_nan(outcome, targets)
+        _clear_failed(outcome, targets)
         self._count(targets, wanted, outcome)
         return outcome
 
@@ -266,7 +267,13 @@ def _note_nan(outcome: BatchOutcome, targets: SampleTargets) -> None:
         rows = targets.rows[is_nan if is_nan.ndim == 1 else is_nan.any(axis=1)]
         for row in rows.tolist():
             outcome.failures[row] = "the model's logits are not a number (NaN)"
-        outcome.logprobs[is_nan] = 0.0
+
+
+def _clear_failed(outcome: BatchOutcome, targets: SampleTargets) -> None:
+    if outcome.failures:
+        is_failed = np.isin(targets.rows, list(outcome.failures))
+        outcome.token_ids[is_failed] = 0
+        outcome.logprobs[is_failed] = 0.0
 
 
 def _describe(error: Exception) -> str:

@@ -104,12 +104,12 @@ class Runner:
         return torch.nn.functional.one_hot(chosen, VOCAB).float()
 
 
-def run(runner, step):
+def run(runner, step, *, params=None):
     sampler = Sampler(max_num_seqs=16, vocab_size=VOCAB, device=torch.device("cpu"))
     for row in range(16):
         sampler.fill_row(
             row,
-            SamplingParams(temperature=0.0),
+            (params or {}).get(row, SamplingParams(temperature=0.0)),
             index=0,
             seed=0,
             ending_ids=[],
@@ -136,6 +136,21 @@ def test_the_row_that_fails_alone_is_named_and_the_others_have_their_tokens(bad_
     lost = [bad_row] if bad_row < 3 else [3, 4]
     expected[lost] = 0
     assert outcome.token_ids.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("bad_tokens", [[], [3]], ids=["whole", "in parts"])
+def test_a_logits_processor_that_fails_ends_its_row_alone(bad_tokens):
+    """Also in a batch that is run in parts because of another row."""
+    params = SamplingParams(temperature=0.0)
+    params.logits_processors = [lambda _, logits: logits[1:]]
+    outcome = run(Runner(bad_tokens=bad_tokens), make_step([3, 1, 4, 2]), params={12: params})
+    failed = {12, 11} if bad_tokens else {12}
+    assert set(outcome.failures) == failed
+    assert "logits processor failed: TypeError" in outcome.failures[12]
+    expected = np.array([2, 0 if bad_tokens else 3, 0, 9, 9])
+    assert outcome.token_ids.tolist() == expected.tolist()
+    assert outcome.logprobs[2] == 0.0
+    assert (outcome.logprobs[[0, 3, 4]] < 0).all()
 
 
 def test_several_rows_that_fail_are_all_named():
