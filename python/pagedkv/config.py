@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from pagedkv.errors import not_supported_yet, unknown_parameter
 from pagedkv.generation_defaults import check_generation_config
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK_SIZES = (8, 16, 32, 64, 128, 256)
-LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
+LogprobsMode: TypeAlias = Literal[
+    "raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"
+]
 SCHEDULING_POLICIES = ("fcfs", "priority")
 MAX_NUM_SEQS_LIMIT = 65_536
 MAX_THREADS = 1024
@@ -125,7 +127,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     scheduling_policy: str = "fcfs"
     max_logprobs: int = 20
-    logprobs_mode: str = "raw_logprobs"
+    logprobs_mode: LogprobsMode = "raw_logprobs"
     seed: int = 0
     chat_template: str | None = None
     generation_config: str | Path = "auto"
@@ -142,7 +144,7 @@ class EngineConfig:
             msg = f"block_size must be one of {known}, got {self.block_size}"
             raise ValueError(msg)
         _check_choice("scheduling_policy", self.scheduling_policy, SCHEDULING_POLICIES)
-        _check_choice("logprobs_mode", self.logprobs_mode, LOGPROBS_MODES)
+        _check_choice("logprobs_mode", self.logprobs_mode, get_args(LogprobsMode))
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             msg = f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}"
             raise ValueError(msg)

@@ -17,13 +17,7 @@ if TYPE_CHECKING:
     from pagedkv.tokenizer import Tokenizer
 
 # Fields that are checked but that the engine does nothing about yet.
-_NOT_YET = (
-    "logits_processors",
-    "logit_bias",
-    "allowed_token_ids",
-    "bad_words",
-    "structured_outputs",
-)
+_NOT_YET = ("structured_outputs",)
 
 
 def fit_params(params: SamplingParams, config: EngineConfig, parts: EngineParts) -> None:
@@ -92,12 +86,13 @@ def _check_ids(params: SamplingParams, vocab_size: int) -> None:
     for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
         token_ids = getattr(params, name)
         if token_ids and (highest := max(token_ids)) >= vocab_size:
-            place = (
-                f"[{token_ids.index(highest)}]="
-                if isinstance(token_ids, list)
-                else " holds token id "
+            place = ""
+            if isinstance(token_ids, list):
+                place = f" at position {token_ids.index(highest)}"
+            msg = (
+                f"{name} holds token id {highest}{place}, which is outside the vocabulary "
+                f"(0 to {vocab_size - 1})"
             )
-            msg = f"{name}{place}{highest} is outside the vocabulary (0 to {vocab_size - 1})"
             raise ValueError(msg)
 
 

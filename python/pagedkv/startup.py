@@ -148,7 +148,10 @@ def assemble(
         max_num_batched_tokens=max_num_batched_tokens,
     )
     sampler = Sampler(
-        max_num_seqs=config.max_num_seqs, vocab_size=loaded.vocab_size, device=loaded.device
+        max_num_seqs=config.max_num_seqs,
+        vocab_size=loaded.vocab_size,
+        device=loaded.device,
+        logprobs_mode=config.logprobs_mode,
     )
     scorer = PromptScorer(
         max_num_seqs=config.max_num_seqs,

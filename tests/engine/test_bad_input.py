@@ -54,7 +54,10 @@ def test_a_bad_prompt_is_named_and_nothing_of_the_call_starts(llm, prompts, erro
     [
         ({"n": 17}, r"n must be at most max_num_seqs \(16\), got 17; raise max_num_seqs"),
         ({"logprobs": 21}, r"logprobs must be at most max_logprobs \(20\), got 21"),
-        ({"stop_token_ids": [3, 1024]}, r"stop_token_ids\[1\]=1024 is outside the vocabulary"),
+        (
+            {"stop_token_ids": [3, 1024]},
+            "stop_token_ids holds token id 1024 at position 1, which is outside",
+        ),
     ],
 )
 def test_parameters_are_checked_against_the_model(llm, arguments, message):
