@@ -68,7 +68,9 @@ class PromptReader:
         chosen = torch.from_numpy(self.token_ids[part]).to(logits.device)
         values = logits if self.reports_logits else logits.log_softmax(dim=1)
         own = values.gather(1, chosen.unsqueeze(1)).squeeze(1).tolist()
-        for report in top_logprobs(values, chosen=chosen, num_logprobs=self.num_logprobs[part]):
+        for report in top_logprobs(
+            values, values, chosen=chosen, num_logprobs=self.num_logprobs[part]
+        ):
             place, value = first + report.sample, own[report.sample]
             row = int(self.rows[place])
             if value != value:  # noqa: PLR0124 - a NaN alone differs from itself
