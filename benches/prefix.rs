@@ -29,6 +29,7 @@ fn full_of_prompts(num_blocks: u32) -> (KvCacheManager, u64) {
     let mut kv = KvCacheManager::new(
         CacheConfig {
             num_blocks,
+            num_swap_blocks: 0,
             block_size: BLOCK_SIZE,
             groups: vec![GroupKind::Full],
             num_rows: NUM_ROWS,

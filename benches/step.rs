@@ -60,6 +60,7 @@ impl World {
         let scheduler = Scheduler::new(SchedulerConfig {
             cache: CacheConfig {
                 num_blocks: load.num_blocks,
+                num_swap_blocks: 0,
                 block_size: BLOCK_SIZE,
                 groups: load.groups.clone(),
                 num_rows: load.num_sequences,
@@ -71,6 +72,7 @@ impl World {
             max_num_batched_tokens,
             max_num_waiting: load.num_waiting + load.num_sequences,
             policy: Policy::Fcfs,
+            swap_cost: 1.0,
             max_in_flight: 1,
         });
         let scheduler = scheduler.expect("the settings are valid");

@@ -55,6 +55,7 @@ fn new_scheduler(num_seqs: u32, num_tokens: u32) -> Result<Scheduler, Error> {
     Scheduler::new(SchedulerConfig {
         cache: CacheConfig {
             num_blocks: num_seqs * (num_tokens.div_ceil(BLOCK_SIZE) + 1) + 1,
+            num_swap_blocks: 0,
             block_size: BLOCK_SIZE,
             groups: vec![GroupKind::Full],
             num_rows: num_seqs,
@@ -66,6 +67,7 @@ fn new_scheduler(num_seqs: u32, num_tokens: u32) -> Result<Scheduler, Error> {
         max_num_batched_tokens: num_seqs.max(2048),
         max_num_waiting: num_seqs,
         policy: Policy::Fcfs,
+        swap_cost: 1.0,
         max_in_flight: 1,
     })
 }

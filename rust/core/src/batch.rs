@@ -39,6 +39,10 @@ pub struct StepArrays<'a> {
     pub num_candidates: &'a mut [i32],
     /// `[C, 3]` (group, from, to): done before the forward pass.
     pub block_copies: &'a mut [i32],
+    /// `[W, 3]` (group, from, to host): done before everything else.
+    pub swap_out: &'a mut [i32],
+    /// `[W, 3]` (group, from host, to): done after that, before the copies.
+    pub swap_in: &'a mut [i32],
     /// `[2 B, 3]` (row, request id, index): sequences that got a row.
     pub row_fills: &'a mut [i64],
 }
@@ -66,6 +70,10 @@ pub struct Batch {
     pub num_block_copies: u32,
     /// Sequences that got a row.
     pub num_row_fills: u32,
+    /// Blocks to move to the host.
+    pub num_swap_out: u32,
+    /// Blocks to move back.
+    pub num_swap_in: u32,
 }
 
 /// Lengths of the arrays for a configuration.
@@ -83,6 +91,8 @@ pub struct StepSizes {
     pub num_table_updates: usize,
     /// C
     pub num_block_copies: usize,
+    /// W
+    pub num_swap_blocks: usize,
 }
 
 impl StepSizes {
@@ -92,6 +102,9 @@ impl StepSizes {
         let num_tokens = config.max_num_batched_tokens as usize;
         let num_groups = config.cache.groups.len();
         let blocks_per_row = config.cache.blocks_per_row() as usize;
+        let num_swap_blocks = config.cache.num_swap_blocks.min(config.cache.num_blocks) as usize;
+        // Rows that come back are listed column by column.
+        let swapped_columns = if num_swap_blocks > 0 { num_rows * blocks_per_row } else { 0 };
         let new_columns = num_tokens / config.cache.block_size as usize + 2 * num_rows;
         Self {
             num_rows,
@@ -99,8 +112,10 @@ impl StepSizes {
             num_groups,
             blocks_per_row,
             // New columns, the ones that windows give back, and room for some long prefix hits.
-            num_table_updates: num_groups * (2 * new_columns + 4 * blocks_per_row),
+            num_table_updates: num_groups
+                * (2 * new_columns + 4 * blocks_per_row + swapped_columns),
             num_block_copies: num_groups * 2 * num_rows,
+            num_swap_blocks,
         }
     }
 }
@@ -134,6 +149,8 @@ impl StepBuffers {
             b,
             b,
             sizes.num_block_copies * 3,
+            sizes.num_swap_blocks * 3,
+            sizes.num_swap_blocks * 3,
         ];
         Self {
             sizes,
@@ -163,6 +180,8 @@ impl StepBuffers {
             sample_positions: next(),
             num_candidates: next(),
             block_copies: next(),
+            swap_out: next(),
+            swap_in: next(),
             slot_mapping: &mut self.slot_mapping,
             slot_stride: self.sizes.num_tokens,
             row_fills: &mut self.row_fills,

@@ -90,6 +90,11 @@ impl BlockPool {
         block.ref_count == 0 && block.pins == 0
     }
 
+    /// How many of the first slots of `block` hold tokens.
+    pub fn num_filled(&self, block: BlockId) -> u32 {
+        self.blocks[block.index()].num_filled
+    }
+
     /// The cache entry whose content `block` holds.
     pub fn entry(&self, block: BlockId) -> Option<EntryId> {
         self.blocks[block.index()].entry

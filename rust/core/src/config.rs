@@ -39,6 +39,8 @@ impl GroupKind {
 pub struct CacheConfig {
     /// Blocks in the pool, the null block included.
     pub num_blocks: u32,
+    /// Blocks of the host that preempted requests can be moved to; 0 for none.
+    pub num_swap_blocks: u32,
     /// Tokens per block.
     pub block_size: u32,
     /// One entry per KV group; all groups draw from the same pool.
@@ -105,6 +107,9 @@ pub struct SchedulerConfig {
     pub max_num_waiting: u32,
     /// Order of service.
     pub policy: Policy,
+    /// What moving one block to the host and back costs, counted in tokens computed again. A request is
+    /// preempted by swap where that costs less than computing its tokens again.
+    pub swap_cost: f64,
     /// Batches that may be scheduled before the first of them is updated: 1, or 2 to overlap.
     pub max_in_flight: u32,
 }

@@ -3,6 +3,7 @@
 use crate::beam::{BeamOptions, Beams, Hypothesis};
 use crate::fork::ForkPoint;
 use crate::ids::{RowId, TokenId};
+use crate::kv_cache::Swapped;
 use crate::logprobs::TokenLogprob;
 use crate::prefix_cache::CacheKey;
 use crate::stop::{FinishReason, StopConditions};
@@ -171,6 +172,8 @@ pub(crate) struct Request {
     pub(crate) stream: bool,
     pub(crate) sequences: Vec<Sequence>,
     pub(crate) beams: Option<Beams>,
+    /// Its blocks, while it waits with what it computed.
+    pub(crate) swapped: Option<Swapped>,
     pub(crate) num_live: u32,
     /// Sequences that have a row but no blocks.
     pub(crate) num_parked: u32,
@@ -213,6 +216,7 @@ impl Request {
             stream: new.stream,
             sequences,
             beams,
+            swapped: None,
             num_live: new.num_sequences,
             num_parked: 0,
             num_in_flight: 0,

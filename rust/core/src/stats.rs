@@ -11,6 +11,8 @@ pub(crate) struct Counters {
     pub(crate) num_aborted: u64,
     pub(crate) num_preemptions: u64,
     pub(crate) num_tokens_lost: u64,
+    pub(crate) num_swaps: u64,
+    pub(crate) num_swapped_blocks: u64,
     pub(crate) num_prompt_tokens: u64,
     pub(crate) num_cached_prompt_tokens: u64,
     pub(crate) num_generated_tokens: u64,
@@ -98,7 +100,15 @@ stats! {
     num_generated_tokens: u64,
     /// Times that a request gave up its blocks.
     num_preemptions: u64,
-    /// Tokens whose computation was lost by that.
+    /// Of those, times that they were moved to the host; the others are computed again.
+    num_swaps: u64,
+    /// Blocks moved to the host.
+    num_swapped_blocks: u64,
+    /// Blocks of the host in use.
+    num_used_swap_blocks: u32,
+    /// Blocks of the host.
+    num_swap_blocks: u32,
+    /// Tokens whose computation was lost by preemption.
     num_tokens_lost: u64,
     /// Blocks copied because a shared block was written.
     num_cow_copies: u64,
@@ -148,6 +158,10 @@ impl Stats {
             num_cached_prompt_tokens: counters.num_cached_prompt_tokens,
             num_generated_tokens: counters.num_generated_tokens,
             num_preemptions: counters.num_preemptions,
+            num_swaps: counters.num_swaps,
+            num_swapped_blocks: counters.num_swapped_blocks,
+            num_used_swap_blocks: kv.swap_space().num_used(),
+            num_swap_blocks: kv.swap_space().num_blocks(),
             num_tokens_lost: counters.num_tokens_lost,
             num_cow_copies: cache.num_cow_copies,
             num_partial_copies: cache.num_partial_copies,

@@ -38,6 +38,7 @@ const NUM_STEPS: u32 = 500;
 fn count(groups: Vec<GroupKind>, enable_prefix_caching: bool, max_in_flight: u32) -> u64 {
     let cache = CacheConfig {
         num_blocks: 64 * 48 * groups.len() as u32 + 1,
+        num_swap_blocks: 0,
         block_size: 16,
         groups,
         num_rows: NUM_SEQUENCES,
@@ -51,6 +52,7 @@ fn count(groups: Vec<GroupKind>, enable_prefix_caching: bool, max_in_flight: u32
         max_num_batched_tokens: 4096,
         max_num_waiting: 1000,
         policy: Policy::Fcfs,
+        swap_cost: 1.0,
         max_in_flight,
     })
     .unwrap();

@@ -182,6 +182,7 @@ fn the_most_recent_child_that_starts_alike_is_the_candidate() {
 fn manager(num_blocks: u32, groups: &[GroupKind]) -> KvCacheManager {
     let config = CacheConfig {
         num_blocks,
+        num_swap_blocks: 0,
         block_size: 4,
         groups: groups.to_vec(),
         num_rows: 8,

@@ -84,12 +84,18 @@ struct Runner {
     engine: Engine,
     /// Tokens by slot of group 0: the cache that a real model would read.
     memory: HashMap<i64, TokenId>,
+    host: HashMap<i64, TokenId>,
     max_rows_of_a_step: u32,
 }
 
 impl Runner {
     fn new(config: SchedulerConfig) -> Self {
-        Self { engine: Engine::new(config), memory: HashMap::new(), max_rows_of_a_step: 0 }
+        Self {
+            engine: Engine::new(config),
+            memory: HashMap::new(),
+            host: HashMap::new(),
+            max_rows_of_a_step: 0,
+        }
     }
 
     fn step(&mut self) {
@@ -105,6 +111,23 @@ impl Runner {
         let size = i64::from(config.block_size);
         let width = config.blocks_per_row() as usize;
         let arrays = self.engine.buffers.arrays();
+        for (copies, count, is_out) in [
+            (&arrays.swap_out, batch.num_swap_out, true),
+            (&arrays.swap_in, batch.num_swap_in, false),
+        ] {
+            let (from, to) = if is_out {
+                (&mut self.memory, &mut self.host)
+            } else {
+                (&mut self.host, &mut self.memory)
+            };
+            for copy in copies.chunks(3).take(count as usize).filter(|copy| copy[0] == 0) {
+                for offset in 0..size {
+                    if let Some(token) = from.get(&(i64::from(copy[1]) * size + offset)) {
+                        to.insert(i64::from(copy[2]) * size + offset, *token);
+                    }
+                }
+            }
+        }
         for copy in arrays.block_copies.chunks(3).take(batch.num_block_copies as usize) {
             for offset in 0..size {
                 if copy[0] == 0
@@ -241,7 +264,7 @@ fn the_prompt_is_computed_once_and_beams_run_in_one_step() {
 /// cache, windows, chunked prompts.
 #[test]
 fn a_mix_under_pressure_equals_each_request_alone_and_leaves_nothing_behind() {
-    let mut num_preemptions = 0;
+    let (mut num_preemptions, mut num_swaps) = (0, 0);
     for (case, groups) in [
         vec![GroupKind::Full],
         vec![GroupKind::Full],
@@ -255,6 +278,8 @@ fn a_mix_under_pressure_equals_each_request_alone_and_leaves_nothing_behind() {
             config.cache.groups = groups.clone();
             config.cache.num_blocks = 1 + 32 * groups.len() as u32;
             config.cache.num_rows = 24;
+            config.cache.num_swap_blocks = 20 * case as u32;
+            config.swap_cost = 2.0;
             config.cache.enable_prefix_caching = case > 0;
             config.max_num_batched_tokens = 24;
             let mut runner = Runner::new(config);
@@ -275,10 +300,12 @@ fn a_mix_under_pressure_equals_each_request_alone_and_leaves_nothing_behind() {
             }
             assert_eq!(runner.result(9).sequences[1].token_ids.len(), 20);
             num_preemptions += runner.engine.scheduler.stats().num_preemptions;
+            num_swaps += runner.engine.scheduler.stats().num_swaps;
             assert_eq!(runner.engine.scheduler.kv_cache().pool().num_referenced(), 0);
         }
     }
-    assert!(num_preemptions > 20, "{num_preemptions} preemptions are no pressure");
+    let num_recomputed = num_preemptions - num_swaps;
+    assert!(num_recomputed > 10 && num_swaps > 5, "{num_recomputed} and {num_swaps} by swap");
 }
 
 #[test]

@@ -65,6 +65,7 @@ impl Search {
 fn search(groups: Vec<GroupKind>, enable_prefix_caching: bool, depth: usize) -> u64 {
     let config = CacheConfig {
         num_blocks: 5,
+        num_swap_blocks: 0,
         block_size: 2,
         groups,
         num_rows: NUM_ROWS,

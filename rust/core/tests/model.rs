@@ -42,6 +42,7 @@ impl ReferenceStateMachine for Operations {
                 Setting {
                     config: CacheConfig {
                         num_blocks,
+                        num_swap_blocks: 0,
                         block_size,
                         groups,
                         num_rows: NUM_ROWS,

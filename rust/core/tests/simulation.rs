@@ -24,6 +24,7 @@ struct Coverage {
     discarded: u64,
     refused: u64,
     preemptions: u64,
+    swaps: u64,
     forks: u64,
     cow_copies: u64,
     partial_copies: u64,
@@ -39,6 +40,7 @@ impl Coverage {
         self.discarded += report.num_discarded;
         self.refused += report.num_refused;
         self.preemptions += report.stats.num_preemptions;
+        self.swaps += report.stats.num_swaps;
         self.forks += report.stats.num_forks;
         self.cow_copies += report.stats.num_cow_copies;
         self.partial_copies += report.stats.num_partial_copies;
@@ -124,6 +126,7 @@ fn ten_thousand_worlds_keep_every_promise() {
         discarded,
         refused,
         preemptions,
+        swaps,
         forks,
         cow_copies,
         partial_copies,
@@ -135,7 +138,8 @@ fn ten_thousand_worlds_keep_every_promise() {
     for (name, count) in [
         ("tokens too late", discarded),
         ("requests refused", refused),
-        ("preemptions", preemptions),
+        ("preemptions by swap", swaps),
+        ("preemptions by recompute", preemptions - swaps),
         ("forks", forks),
         ("copies on write", cow_copies),
         ("copies of a part", partial_copies),

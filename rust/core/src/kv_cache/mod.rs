@@ -3,6 +3,7 @@
 mod invariants;
 mod prefix;
 mod room;
+mod swap;
 
 use std::collections::VecDeque;
 
@@ -14,6 +15,7 @@ use crate::prefix_cache::{CacheKey, EntryId, PrefixCache};
 use crate::tokens::Tokens;
 
 pub use prefix::PrefixHit;
+pub(crate) use swap::{SwapSpace, Swapped};
 
 /// A block to be copied before the forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +80,7 @@ pub struct KvCacheManager {
     /// Table updates of one batch after which windows give nothing back until the next.
     max_give_back_updates: usize,
     scratch: Vec<TokenId>,
+    swap: SwapSpace,
 }
 
 impl KvCacheManager {
@@ -109,6 +112,7 @@ impl KvCacheManager {
             counters: CacheCounters::default(),
             max_give_back_updates,
             scratch: Vec::with_capacity(config.block_size as usize),
+            swap: SwapSpace::new(config.num_swap_blocks),
             config,
         }
     }
@@ -289,6 +293,7 @@ impl KvCacheManager {
         self.num_begun += 1;
         self.tables.clear_log();
         self.copies.clear();
+        self.swap.clear_log();
     }
 
     /// The oldest batch in flight has run: what waited for it becomes free.

@@ -6,7 +6,6 @@ use crate::config::GroupKind;
 use crate::fork::{next_fork, plan_forks};
 use crate::ids::{RowId, num_blocks_for};
 use crate::kv_cache::PrefixHit;
-use crate::request::Status;
 
 /// Steps after which a request that did not fit is looked at again in any case: what it shares with
 /// others may have been cached meanwhile.
@@ -27,6 +26,12 @@ impl Scheduler {
             // A token that is still in flight would be missing from the sequence's tokens.
             if request.num_in_flight > 0 || self.free_rows.len() < num_rows {
                 return;
+            }
+            if self.request(slot).swapped.is_some() {
+                if !self.start_swapped(slot, builder, record) {
+                    return;
+                }
+                continue;
             }
             if self.is_still_blocked(slot) {
                 return;
@@ -107,14 +112,12 @@ impl Scheduler {
     }
 
     /// Blocks left to the running sequences when a request starts: one for each to go on with.
-    fn num_reserved(&self) -> u32 {
+    pub(super) fn num_reserved(&self) -> u32 {
         self.num_active() * self.config.cache.groups.len() as u32
     }
 
     fn start(&mut self, slot: Slot, leader: usize, hit: &PrefixHit) {
         let request = self.requests[slot as usize].as_mut().expect("a listed slot is taken");
-        self.waiting.remove(&request.rank);
-        request.status = Status::Running;
         request.run += 1;
         let mut leader_row = RowId::new(0);
         for (index, sequence) in request.sequences.iter_mut().enumerate() {
@@ -140,10 +143,6 @@ impl Scheduler {
             self.counters.num_prompt_tokens += u64::from(request.prompt_len());
             self.counters.num_cached_prompt_tokens += u64::from(num_cached);
         }
-        let rank = request.rank;
-        let at = self.running.partition_point(|other| {
-            self.requests[*other as usize].as_ref().is_some_and(|request| request.rank < rank)
-        });
-        self.running.insert(at, slot);
+        self.set_running(slot);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::batch::{Batch, StepArrays};
 use crate::ids::{BlockId, RowId, slot};
-use crate::kv_cache::KvCacheManager;
+use crate::kv_cache::{BlockCopy, KvCacheManager};
 use crate::request::Request;
 
 /// A step under construction.
@@ -82,23 +82,23 @@ impl<'a, 'b> BatchBuilder<'a, 'b> {
             to.copy_from_slice(&[fork.parent.get() as i32, fork.child.get() as i32]);
         }
         kv.tables().apply_log(self.arrays.block_tables);
-        let copies = kv.copies();
-        for (to, copy) in self.arrays.block_copies.chunks_exact_mut(3).zip(copies) {
-            let values = [copy.group, copy.from.get(), copy.to.get()];
-            to.copy_from_slice(&values.map(|value| value as i32));
-        }
+        let (copies, swap) = (kv.copies(), kv.swap_space());
+        write_copies(self.arrays.block_copies, copies);
+        write_copies(self.arrays.swap_out, swap.swap_out());
+        write_copies(self.arrays.swap_in, swap.swap_in());
         for (to, (row, id, index)) in self.arrays.row_fills.chunks_exact_mut(3).zip(row_fills) {
             to.copy_from_slice(&[i64::from(row.get()), *id as i64, i64::from(*index)]);
         }
         assert!(updates.len() * 4 <= self.arrays.table_updates.len(), "too many table updates");
         assert!(forks.len() * 2 <= self.arrays.row_forks.len(), "too many forks");
         assert!(row_fills.len() * 3 <= self.arrays.row_fills.len(), "too many filled rows");
-        assert!(copies.len() * 3 <= self.arrays.block_copies.len(), "too many block copies");
         self.batch.num_table_updates = updates.len() as u32;
         self.batch.num_row_forks = forks.len() as u32;
         self.batch.num_first_forks = kv.tables().num_first_forks() as u32;
         self.batch.num_block_copies = copies.len() as u32;
         self.batch.num_row_fills = row_fills.len() as u32;
+        self.batch.num_swap_out = swap.swap_out().len() as u32;
+        self.batch.num_swap_in = swap.swap_in().len() as u32;
         self.batch
     }
 
@@ -113,5 +113,13 @@ impl<'a, 'b> BatchBuilder<'a, 'b> {
                 *to = slot(block, position & mask, size);
             }
         }
+    }
+}
+
+fn write_copies(to: &mut [i32], copies: &[BlockCopy]) {
+    assert!(copies.len() * 3 <= to.len(), "too many blocks to copy");
+    for (to, copy) in to.chunks_exact_mut(3).zip(copies) {
+        let values = [copy.group, copy.from.get(), copy.to.get()];
+        to.copy_from_slice(&values.map(|value| value as i32));
     }
 }

@@ -1,6 +1,7 @@
 //! What must hold between any two calls.
 
 use super::Scheduler;
+use crate::kv_cache::Swapped;
 use crate::request::{Request, Status};
 
 impl Scheduler {
@@ -36,6 +37,16 @@ impl Scheduler {
         }
         if !self.has_unfinished() && self.in_flight.is_empty() && self.kv.has_deferred() {
             return Err("blocks wait for a batch although none is in flight".to_owned());
+        }
+        let num_swapped: u32 = self
+            .requests
+            .iter()
+            .flatten()
+            .filter_map(|request| request.swapped.as_ref())
+            .map(Swapped::num_blocks)
+            .sum();
+        if num_swapped != self.kv.swap_space().num_used() {
+            return Err("blocks of the host are miscounted".to_owned());
         }
         if !self.has_unfinished() && self.kv.pool().num_referenced() != 0 {
             return Err("an idle scheduler holds blocks".to_owned());

@@ -12,6 +12,7 @@ mod arrays;
 mod beams;
 mod invariants;
 mod plan;
+mod swap;
 mod update;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -71,6 +72,8 @@ struct InFlight {
     id: u64,
     rows: Vec<ScheduledRow>,
     samples: Vec<Sample>,
+    /// Requests with their arrival whose blocks it moves to the host.
+    swapped_out: Vec<(Slot, u64)>,
 }
 
 /// The requests, their order and their blocks.
@@ -96,6 +99,8 @@ pub struct Scheduler {
     counters: Counters,
     /// Rows filled since the last batch.
     row_fills: Vec<(RowId, u64, u32)>,
+    /// Requests moved to the host since the last batch.
+    swapped_out: Vec<(Slot, u64)>,
 }
 
 impl Scheduler {
@@ -127,6 +132,7 @@ impl Scheduler {
             num_batches: 0,
             counters: Counters::default(),
             row_fills: Vec::with_capacity(2 * rows as usize),
+            swapped_out: Vec::new(),
             config,
         })
     }
@@ -261,6 +267,7 @@ impl Scheduler {
     }
 
     fn remove(&mut self, slot: Slot) -> Request {
+        self.drop_swapped(slot);
         let request = self.requests[slot as usize].take().expect("a listed slot is taken");
         self.slot_of.remove(&request.id);
         self.vacant.push(slot);
@@ -291,11 +298,7 @@ impl Scheduler {
     /// Takes a running request's blocks; it waits, in its old place, to be computed again.
     fn preempt(&mut self, slot: Slot) -> u64 {
         let num_lost = self.give_up_rows(slot);
-        self.running.retain(|other| *other != slot);
-        let request = self.request_mut(slot);
-        request.status = Status::Waiting;
-        let rank = request.rank;
-        self.waiting.insert(rank, slot);
+        self.set_waiting(slot);
         num_lost
     }
 

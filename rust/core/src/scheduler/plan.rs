@@ -33,6 +33,7 @@ impl Scheduler {
         let batch = builder.finish(&self.kv, &self.row_fills);
         self.kv.begin_batch();
         self.row_fills.clear();
+        record.swapped_out.append(&mut self.swapped_out);
         self.num_batches += 1;
         self.in_flight.push_back(record);
         self.counters.note_step(&batch, &self.kv);
@@ -98,7 +99,7 @@ impl Scheduler {
     fn preempt_last(&mut self) -> u32 {
         let slot = *self.running.last().expect("someone runs");
         let num_active = self.num_active();
-        let num_lost = self.preempt(slot);
+        let num_lost = if self.swap_out(slot) { 0 } else { self.preempt(slot) };
         self.request_mut(slot).num_preemptions += 1;
         self.counters.num_preemptions += 1;
         self.counters.num_tokens_lost += num_lost;

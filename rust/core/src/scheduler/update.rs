@@ -135,6 +135,7 @@ impl Scheduler {
             ids.push(request.id);
             self.preempt(row.slot);
         }
+        self.undo_swap_out(&record.swapped_out);
         self.kv.cancel_batch();
         self.recycle(record);
         Ok(ids)
@@ -221,6 +222,7 @@ impl Scheduler {
     fn recycle(&mut self, mut record: InFlight) {
         record.rows.clear();
         record.samples.clear();
+        record.swapped_out.clear();
         self.spare.push(record);
     }
 }

@@ -35,6 +35,8 @@ pub struct Oracle {
     tables: Vec<i32>,
     /// `[block, slot]`; all groups draw from the same bytes.
     memory: Vec<Content>,
+    /// `[host block, slot]`
+    host: Vec<Content>,
     /// The sequence in each row: request and index within it.
     rows: Vec<Option<(u64, u32)>>,
     previous: Samples,
@@ -48,6 +50,7 @@ impl Oracle {
         Self {
             tables: vec![0; cache.groups.len() * rows * cache.blocks_per_row() as usize],
             memory: vec![Content::default(); (cache.num_blocks * cache.block_size) as usize],
+            host: vec![Content::default(); (cache.num_swap_blocks * cache.block_size) as usize],
             rows: vec![None; rows],
             previous: Samples::default(),
             config: config.clone(),
@@ -92,10 +95,16 @@ impl Oracle {
         arrays: &StepArrays<'_>,
     ) -> Result<(), String> {
         self.prepare(batch, arrays)?;
+        let size = self.config.cache.block_size as usize;
+        let rubbish = Content { hash: u64::MAX, token: 0, position: 0 };
+        // It may have failed before anything was moved.
+        for copy in arrays.swap_out.chunks(3).take(batch.num_swap_out as usize) {
+            self.host[copy[2] as usize * size..][..size].fill(rubbish);
+        }
         for group in 0..self.num_groups() {
             for t in 0..batch.num_tokens as usize {
                 let slot = arrays.slot_mapping[group * arrays.slot_stride + t];
-                self.memory[slot as usize] = Content { hash: u64::MAX, token: 0, position: 0 };
+                self.memory[slot as usize] = rubbish;
             }
         }
         Ok(())
@@ -123,6 +132,7 @@ impl Oracle {
         for fill in arrays.row_fills.chunks(3).take(batch.num_row_fills as usize) {
             self.rows[fill[0] as usize] = Some((fill[1] as u64, fill[2] as u32));
         }
+        self.swap(batch, arrays);
         let copies: Vec<_> =
             arrays.block_copies.chunks(3).take(batch.num_block_copies as usize).collect();
         let size = self.config.cache.block_size as usize;
@@ -137,6 +147,18 @@ impl Oracle {
             self.memory.copy_within(from * size..(from + 1) * size, to * size);
         }
         Ok(())
+    }
+
+    /// Out first, then in.
+    fn swap(&mut self, batch: &Batch, arrays: &StepArrays<'_>) {
+        let size = self.config.cache.block_size as usize;
+        let slots = |block: i32| block as usize * size..(block as usize + 1) * size;
+        for copy in arrays.swap_out.chunks(3).take(batch.num_swap_out as usize) {
+            self.host[slots(copy[2])].copy_from_slice(&self.memory[slots(copy[1])]);
+        }
+        for copy in arrays.swap_in.chunks(3).take(batch.num_swap_in as usize) {
+            self.memory[slots(copy[2])].copy_from_slice(&self.host[slots(copy[1])]);
+        }
     }
 
     fn fork_rows(&mut self, forks: &[i32]) {

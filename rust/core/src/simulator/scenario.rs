@@ -156,6 +156,7 @@ fn random_config(rng: &mut Rng, max_siblings: u32, is_pressed: bool) -> Schedule
     };
     let cache = CacheConfig {
         num_blocks,
+        num_swap_blocks: if rng.chance(50) { rng.range(1, num_blocks) } else { 0 },
         block_size,
         groups,
         num_rows,
@@ -169,6 +170,7 @@ fn random_config(rng: &mut Rng, max_siblings: u32, is_pressed: bool) -> Schedule
         max_num_batched_tokens: num_rows + rng.pick(&[0, 1, 5, 16, 64]),
         max_num_waiting: rng.pick(&[1, 4, 100]),
         policy: rng.pick(&[Policy::Fcfs, Policy::Priority]),
+        swap_cost: rng.pick(&[0.0, 1.0, 3.0]),
         max_in_flight: rng.range(1, 2),
     }
 }

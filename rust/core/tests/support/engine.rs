@@ -10,6 +10,7 @@ pub(crate) fn config() -> SchedulerConfig {
     SchedulerConfig {
         cache: CacheConfig {
             num_blocks: 65,
+            num_swap_blocks: 0,
             block_size: 4,
             groups: vec![GroupKind::Full],
             num_rows: 8,
@@ -21,6 +22,7 @@ pub(crate) fn config() -> SchedulerConfig {
         max_num_batched_tokens: 64,
         max_num_waiting: 8,
         policy: Policy::Fcfs,
+        swap_cost: 1.0,
         max_in_flight: 1,
     }
 }

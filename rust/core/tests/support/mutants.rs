@@ -65,8 +65,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     mutant(
         "block copies get lost",
         "scheduler/arrays.rs",
-        "let copies = kv.copies();",
-        "let copies = if PLANTED { &[] } else { kv.copies() };",
+        "let (copies, swap) = (kv.copies(), kv.swap_space());",
+        "let (copies, swap) = (if PLANTED { &[] } else { kv.copies() }, kv.swap_space());",
     ),
     mutant(
         "copy sources are not held",
@@ -225,8 +225,20 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     ),
     mutant(
         "a preempted request is lost",
-        "scheduler/mod.rs",
-        "        let rank = request.rank;\n        self.waiting.insert(rank, slot);\n        num_lost",
-        "        let rank = request.rank;\n        if !PLANTED { self.waiting.insert(rank, slot); }\n        num_lost",
+        "scheduler/swap.rs",
+        "        let rank = request.rank;\n        self.waiting.insert(rank, slot);",
+        "        let rank = request.rank;\n        if !PLANTED { self.waiting.insert(rank, slot); }",
+    ),
+    mutant(
+        "blocks do not come back from the host",
+        "scheduler/arrays.rs",
+        "self.batch.num_swap_in = swap.swap_in().len() as u32;",
+        "self.batch.num_swap_in = swap.swap_in().len() as u32 * u32::from(!PLANTED);",
+    ),
+    mutant(
+        "a request counts on blocks that a failed batch was to move",
+        "scheduler/swap.rs",
+        "if self.live(*slot, *arrival).is_some() {",
+        "if !PLANTED && self.live(*slot, *arrival).is_some() {",
     ),
 ];

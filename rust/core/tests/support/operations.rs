@@ -63,6 +63,7 @@ pub(crate) fn random_config(rng: &mut Rng) -> CacheConfig {
     ];
     CacheConfig {
         num_blocks: rng.range(4, 24),
+        num_swap_blocks: 0,
         block_size: rng.pick(&[1, 2, 4]),
         groups: (0..rng.range(1, 2)).map(|_| rng.pick(&kinds)).collect(),
         num_rows: rng.range(2, 4),

@@ -30,6 +30,7 @@ pub(crate) fn small() -> SchedulerConfig {
     SchedulerConfig {
         cache: CacheConfig {
             num_blocks: 17,
+            num_swap_blocks: 0,
             block_size: 4,
             groups: vec![GroupKind::Full],
             num_rows: 4,
@@ -41,6 +42,7 @@ pub(crate) fn small() -> SchedulerConfig {
         max_num_batched_tokens: 8,
         max_num_waiting: 8,
         policy: Policy::Fcfs,
+        swap_cost: 1.0,
         max_in_flight: 1,
     }
 }
