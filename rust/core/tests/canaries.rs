@@ -16,7 +16,7 @@ mod mutants;
 use mutants::{MUTANTS, Mutant};
 
 /// What the driver runs before it lets a bug pass.
-const NUM_SEEDS: &str = "600";
+const NUM_SEEDS: &str = "2000";
 
 #[test]
 fn every_planted_bug_is_caught() {
