@@ -13,7 +13,7 @@ use crate::dispatch::dispatch;
 use crate::error::Error;
 use crate::isa::Isa;
 use crate::math::ln;
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{Kernel, Simd};
 use crate::threads::for_each;
 use crate::view::ViewMut;
 
@@ -75,17 +75,16 @@ pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [c0, c1, c2, c3]
 }
 
-/// The uniform numbers, of 24 bits, behind the noise of sixteen tokens.
+/// Writes the uniform numbers, of 24 bits, behind the noise of the tokens. Many at a time, so that the
+/// compiler finds its vectors.
 #[inline(always)]
-pub(crate) fn uniform_bits(row: NoiseRow, first_token: u32) -> [u32; LANES] {
+pub(crate) fn uniform_bits(row: NoiseRow, token_ids: &[u32], bits: &mut [u32]) {
     let key = [row.seed as u32, (row.seed >> 32) as u32];
-    let mut bits = [0; LANES];
-    for (lane, bits) in bits.iter_mut().enumerate() {
-        let token = first_token + lane as u32;
-        let [word, ..] = philox4x32_10([row.sample_index, row.position, token, PURPOSE_TOKEN], key);
+    for (token, bits) in token_ids.iter().zip(bits) {
+        let [word, ..] =
+            philox4x32_10([row.sample_index, row.position, *token, PURPOSE_TOKEN], key);
         *bits = word >> 8;
     }
-    bits
 }
 
 struct GumbelKernel<'a> {

@@ -244,10 +244,8 @@ fn reports_follow_their_mode() {
         assert_eq!(results.ranks, [order.iter().position(|at| *at == token).unwrap() as i32 + 1]);
         for (place, expected) in [token].iter().chain(&order[..8]).enumerate() {
             assert_eq!(results.token_ids[place], *expected as i32);
-            let number = match is_logprob {
-                true => plain_logprob(basis, *expected),
-                false => f64::from(basis[*expected]),
-            };
+            let logit = f64::from(basis[*expected]);
+            let number = if is_logprob { plain_logprob(basis, *expected) } else { logit };
             assert!((f64::from(results.numbers[place]) - number).abs() < 1e-5, "{reported:?}");
         }
     }

@@ -154,7 +154,7 @@ fn choose<S: Simd>(
     if row.top_p < 1.0 {
         threshold = nucleus_threshold::<S>(scaled, largest, threshold, row.top_p, nucleus);
     }
-    let token = draw::<S>(scaled, largest, threshold, row.noise)?;
+    let token = draw::<S>(scaled, threshold, row.noise)?;
     Some(Choice { token, is_drawn: true, threshold })
 }
 
