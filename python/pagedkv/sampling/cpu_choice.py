@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
+    from pagedkv.config import LogprobsMode
     from pagedkv.sampling.edits import EditedRows
     from pagedkv.sampling.rows import SamplingRows
-    from pagedkv.sampling.sampled import LogprobsMode
     from pagedkv.sampling.targets import SampleTargets
 
 

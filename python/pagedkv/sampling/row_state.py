@@ -35,32 +35,24 @@ class RowState:
     @property
     def logit_bias(self) -> Mapping[int, float]:
         """What to add, by id; empty for nothing."""
-        return _optional(self.params, "logit_bias") or {}
+        return self.params.logit_bias or {}
 
     @property
     def allowed_token_ids(self) -> Sequence[int]:
         """The only ids that may come; empty for all."""
-        return _optional(self.params, "allowed_token_ids") or ()
+        return self.params.allowed_token_ids or ()
 
     @property
     def bad_words(self) -> Sequence[Sequence[int]]:
         """Token sequences that must not come."""
-        return _optional(self.params, "bad_words_token_ids") or ()
+        return self.params.bad_words_token_ids
 
     @property
     def processors(self) -> Sequence[Callable[..., Any]]:
         """The request's own functions on its logits."""
-        return _optional(self.params, "logits_processors") or ()
+        return self.params.logits_processors or ()
 
 
 def needs_token_ids(params: SamplingParams) -> bool:
     """Whether the sampler reads the tokens of such a request."""
-    return bool(
-        params.has_penalties
-        or _optional(params, "bad_words_token_ids")
-        or _optional(params, "logits_processors")
-    )
-
-
-def _optional(params: SamplingParams, name: str) -> Any:
-    return getattr(params, name, None)
+    return bool(params.has_penalties or params.bad_words_token_ids or params.logits_processors)

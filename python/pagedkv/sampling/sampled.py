@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
-"""Which numbers are reported.
-
-Raw ones are the model's. Processed ones are behind the edits of the request and, for rows that are sampled, the
-temperature and the filters: -inf for what was filtered out.
-"""
 
 NOTHING_LEFT = "no token is left: masks or processors have set every logit to -inf, or one to NaN"
 

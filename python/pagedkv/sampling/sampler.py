@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from pagedkv.sampling.sampled import LogprobsMode
+    from pagedkv.config import LogprobsMode
     from pagedkv.sampling.targets import SampleTargets
     from pagedkv.sampling_params import SamplingParams
 

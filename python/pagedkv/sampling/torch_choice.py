@@ -13,9 +13,9 @@ from pagedkv.sampling.logprobs import top_logprobs
 from pagedkv.sampling.sampled import NOTHING_LEFT, SampledTokens
 
 if TYPE_CHECKING:
+    from pagedkv.config import LogprobsMode
     from pagedkv.sampling.edits import EditedRows
     from pagedkv.sampling.rows import SamplingRows
-    from pagedkv.sampling.sampled import LogprobsMode
     from pagedkv.sampling.targets import SampleTargets
 
 
