@@ -26,9 +26,9 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from pagedkv.llm import LLM
+    from pagedkv.logprobs import FlatLogprobs, Logprob
     from pagedkv.outputs import (
         CompletionOutput,
-        Logprob,
         RequestMetrics,
         RequestOutput,
         StreamDelta,
@@ -44,9 +44,10 @@ _HOME = {
     "CompletionOutput": "outputs",
     "EngineClosedError": "errors",
     "EngineConfig": "config",
+    "FlatLogprobs": "logprobs",
     "LLM": "llm",
     "LLMEngine": "engine",
-    "Logprob": "outputs",
+    "Logprob": "logprobs",
     "ModelLoadError": "errors",
     "PagedKVError": "errors",
     "RequestMetrics": "outputs",
@@ -65,6 +66,7 @@ __all__ = [
     "CompletionOutput",
     "EngineClosedError",
     "EngineConfig",
+    "FlatLogprobs",
     "LLMEngine",
     "Logprob",
     "ModelLoadError",

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pagedkv.outputs import FinishReason, RequestOutput, SampleLogprobs
+    from pagedkv.logprobs import SampleLogprobs
+    from pagedkv.outputs import FinishReason, RequestOutput
     from pagedkv.tokenizer import Tokenizer
 
 

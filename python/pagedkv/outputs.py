@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pagedkv.logprobs import PromptLogprobs, SampleLogprobs
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Logprob:
-    """One token's log-probability under the model, before penalties and temperature.
-
-    Attributes:
-        logprob: natural logarithm of the probability.
-        rank: 1 for the most likely token of the vocabulary.
-        decoded_token: the token's text, None without a tokenizer.
-    """
-
-    logprob: float
-    rank: int | None = None
-    decoded_token: str | None = None
-
-
-SampleLogprobs = list[dict[int, Logprob]]
-"""One dict per generated token: the chosen id first, then the most likely ones."""
-PromptLogprobs = list[dict[int, Logprob] | None]
-"""The same of a prompt's tokens; None of the first, before which there is nothing."""
 
 
 @dataclass(slots=True, kw_only=True)

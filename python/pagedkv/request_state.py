@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pagedkv.logprobs import prompt_logprobs, sample_logprobs
 from pagedkv.outputs import (
     CompletionOutput,
     FinishReason,
-    Logprob,
-    PromptLogprobs,
     RequestMetrics,
     RequestOutput,
-    SampleLogprobs,
     StreamDelta,
 )
 from pagedkv.sampling.sampled import TopLogprobs
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pagedkv._core import RequestResult, SequenceResult, TextDecoder
+    from pagedkv.logprobs import PromptLogprobs, SampleLogprobs
     from pagedkv.prompt_logprobs import PromptScore
     from pagedkv.sampling_params import SamplingParams
 
@@ -287,13 +286,10 @@ class RequestState:
         if self.params.prompt_logprobs is None or not self._is_prompt_scored:
             return None
         if self.prompt_logprobs is None:
-            self.prompt_logprobs = [
-                None,
-                *(
-                    _reported(self.prompt_scores[position], decode_token)
-                    for position in range(1, len(self.prompt_token_ids))
-                ),
-            ]
+            scores = (self.prompt_scores[i] for i in range(1, len(self.prompt_token_ids)))
+            self.prompt_logprobs = prompt_logprobs(
+                scores, decode_token, is_flat=self.params.flat_logprobs
+            )
         elif self.params.output_kind is RequestOutputKind.DELTA:
             return None
         return self.prompt_logprobs
@@ -303,9 +299,8 @@ class RequestState:
     ) -> SampleLogprobs | None:
         if self.params.logprobs is None:
             return None
-        return [
-            _reported(sampled, decode_token) for sampled in self.logprobs.get(index, [])[tokens]
-        ]
+        reports = self.logprobs.get(index, [])[tokens]
+        return sample_logprobs(reports, decode_token, is_flat=self.params.flat_logprobs)
 
     def _final_logprobs(
         self, sequence: SequenceResult, token_ids: list[int], decode_token: DecodeToken | None
@@ -313,26 +308,11 @@ class RequestState:
         """Beams bring theirs along; those of samples were kept on the way."""
         if sequence.logprobs is None:
             return self._sample_logprobs(sequence.index, slice(len(token_ids)), decode_token)
-        return [
-            _reported(SampledLogprob.of_beam(token_id, *entry), decode_token)
+        reports = (
+            SampledLogprob.of_beam(token_id, *entry)
             for token_id, entry in zip(token_ids, sequence.logprobs, strict=True)
-        ]
-
-
-def _reported(
-    score: SampledLogprob | PromptScore, decode_token: DecodeToken | None
-) -> dict[int, Logprob]:
-    """A token's own log-probability, then those of the most likely ones."""
-
-    def entry(token_id: int, logprob: float, rank: int) -> Logprob:
-        text = None if decode_token is None else decode_token(token_id)
-        return Logprob(logprob=logprob, rank=rank, decoded_token=text)
-
-    found = {score.token_id: entry(score.token_id, score.logprob, score.top.rank)}
-    best = zip(score.top.token_ids, score.top.logprobs, strict=True)
-    for rank, (token_id, logprob) in enumerate(best, start=1):
-        found.setdefault(token_id, entry(token_id, logprob, rank))
-    return found
+        )
+        return sample_logprobs(reports, decode_token, is_flat=self.params.flat_logprobs)
 
 
 def grown_by(deltas: list[StreamDelta]) -> list[CompletionOutput]:

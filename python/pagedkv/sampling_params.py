@@ -55,7 +55,6 @@ MAX_N = 16_384
 
 # Fields that have no effect yet, with the values that ask for nothing.
 _NOT_YET: dict[str, tuple[object, ...]] = {
-    "flat_logprobs": (False,),
     "logprob_token_ids": (None,),
     "prompt_logprob_start": (None, 0),
     "prompt_logprob_token_ids": (None,),
@@ -118,6 +117,7 @@ class SamplingParams:
         logprobs: how many of the most likely tokens to report per position, besides the chosen
             one; -1 for the whole vocabulary.
         prompt_logprobs: the same for the tokens of the prompt, which is then computed anew.
+        flat_logprobs: reports both in flat lists, see `FlatLogprobs`.
         detokenize: False returns ids only.
         skip_special_tokens: leaves special tokens out of the text.
         spaces_between_special_tokens: kept for compatibility; the text is always the tokenizer's.

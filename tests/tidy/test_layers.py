@@ -16,6 +16,7 @@ LAYERS = [
         "sampling_params",
         "beam_search_params",
         "generation_defaults",
+        "logprobs",
         "outputs",
         "config",
         "catalog",
