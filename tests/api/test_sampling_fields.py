@@ -1,6 +1,7 @@
 """The fields of both generations of the classic API, with the defaults that users rely on."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +123,8 @@ def test_beams_mean_the_same_in_both_spellings():
     )
     one = BeamSearchParams(beam_width=1, max_tokens=5, length_penalty=0.5).sampling_params()
     assert one == SamplingParams(temperature=0.0, max_tokens=5)
+
+
+def test_every_field_has_its_place_in_the_documentation():
+    text = (Path(__file__).parents[2] / "docs" / "parameters.md").read_text("utf-8")
+    assert [name for name in DEFAULTS if f"`{name}`" not in text] == []
