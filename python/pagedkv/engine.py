@@ -360,6 +360,10 @@ class LLMEngine:
 
     def _keep_logprobs(self, outcome: BatchOutcome, output: StepOutput) -> None:
         arrays = self.parts.arena.arrays
+        # A sample that reports has one candidate, the first, also beside beams that have many.
+        num_samples = outcome.token_ids.shape[0]
+        token_ids = outcome.token_ids.reshape(num_samples, -1)[:, 0]
+        logprobs = outcome.logprobs.reshape(num_samples, -1)[:, 0]
         for report in outcome.top:
             sample = report.sample
             if not output.accepted[sample]:
@@ -368,8 +372,8 @@ class LLMEngine:
             index = int(arrays["sample_index"][sample])
             self._states[core_id].logprobs.setdefault(index, []).append(
                 SampledLogprob(
-                    token_id=int(outcome.token_ids[sample]),
-                    logprob=float(outcome.logprobs[sample]),
+                    token_id=int(token_ids[sample]),
+                    logprob=float(logprobs[sample]),
                     top=report,
                 )
             )

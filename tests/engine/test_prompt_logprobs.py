@@ -198,3 +198,16 @@ def test_a_prompt_whose_logits_are_no_numbers_fails_alone(llm, monkeypatch):
     failed, fine = llm.generate([[5, 6, 7], [5, 6, 7]], params, use_tqdm=False)
     assert failed.error == "the model's logits of the prompt are not a number (NaN)"
     assert fine.error is None
+
+
+def test_samples_beside_beams_report_what_they_report_alone(llm):
+    beams = SamplingParams(use_beam_search=True, best_of=4, max_tokens=6, logprobs=2)
+    sampled = SamplingParams(n=2, seed=1, max_tokens=6, logprobs=2, prompt_logprobs=1)
+    alone = [
+        llm.generate([p], q, use_tqdm=False)[0] for p, q in (("Once", beams), ("Mia", sampled))
+    ]
+    together = llm.generate(["Once", "Mia"], [beams, sampled], use_tqdm=False)
+    for output, expected in zip(together, alone, strict=True):
+        assert output.error is None
+        assert output.outputs == expected.outputs
+        assert output.prompt_logprobs == expected.prompt_logprobs
