@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pagedkv._core import Batch
     from pagedkv.attention.base import StepInputs
     from pagedkv.prompt_logprobs import PromptReader, PromptScore, PromptScorer
+    from pagedkv.sampling.named_tokens import NamedToken, NamedTokens
     from pagedkv.sampling.sampled import SampledTokens, TopLogprobs
     from pagedkv.sampling.sampler import Sampler
     from pagedkv.step_buffers import StepArena
@@ -36,6 +37,7 @@ class BatchOutcome:
         token_ids: [S] int32, or [S, C] where beams want C candidates; 0 for samples of failed rows.
         logprobs: float32 of the same shape; 0 for samples of failed rows.
         top: reports of the samples that asked for log-probabilities.
+        named: reports of the tokens that requests name, by sample.
         prompt_scores: reports of tokens of prompts.
         failures: what went wrong, by row id.
     """
@@ -43,6 +45,7 @@ class BatchOutcome:
     token_ids: npt.NDArray[np.int32]
     logprobs: npt.NDArray[np.float32]
     top: list[TopLogprobs] = field(default_factory=list)
+    named: dict[int, list[NamedToken]] = field(default_factory=dict)
     prompt_scores: list[PromptScore] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
 
@@ -93,12 +96,14 @@ class BatchRunner:
         runner: Runner,
         sampler: Sampler,
         scorer: PromptScorer,
+        names: NamedTokens,
         arena: StepArena,
         device: torch.device,
     ) -> None:
         """Keeps the parts; allocates nothing."""
         self._runner = runner
         self._scorer = scorer
+        self._names = names
         self._device = device
         self._sampler = sampler
         self._arena = arena
@@ -114,7 +119,9 @@ class BatchRunner:
         reader = self._scorer.reader(step)
         wanted = Wanted.of(batch, self._arena)
         try:
-            sampled = self._sample(self._forward(step, reader), targets, wanted)
+            logits = self._forward(step, reader)
+            named = self._names.report(logits, targets)
+            sampled = self._sample(logits, targets, wanted)
         except Exception as error:  # noqa: BLE001 - whatever a model raises ends its request, not the engine
             logger.warning(
                 "a step of %d rows failed (%s); looking for the row", step.num_rows, error
@@ -122,7 +129,10 @@ class BatchRunner:
             outcome = self._run_in_parts(step, targets, wanted, error)
         else:
             outcome = BatchOutcome(
-                token_ids=sampled.token_ids, logprobs=sampled.logprobs, top=sampled.top
+                token_ids=sampled.token_ids,
+                logprobs=sampled.logprobs,
+                top=sampled.top,
+                named=named,
             )
             outcome.failures.update(_by_row(sampled, targets))
             _take_scores(outcome, reader)
@@ -186,9 +196,9 @@ class BatchRunner:
             part_targets = targets.take(samples)
             reader = self._scorer.reader(part)
             try:
-                sampled = self._sample(
-                    self._forward(part, reader), part_targets, wanted.take(samples)
-                )
+                logits = self._forward(part, reader)
+                named = self._names.report(logits, part_targets)
+                sampled = self._sample(logits, part_targets, wanted.take(samples))
             except Exception as part_error:  # noqa: BLE001 - see `run`
                 if len(rows) > 1:
                     pending += _halves(rows)
@@ -198,6 +208,7 @@ class BatchRunner:
                 copies = copies[:0]
                 outcome.failures.update(_by_row(sampled, part_targets))
                 _merge(outcome, sampled, samples)
+                outcome.named |= {int(samples[sample]): each for sample, each in named.items()}
                 _take_scores(outcome, reader)
         return outcome
 

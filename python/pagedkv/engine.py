@@ -308,6 +308,7 @@ class LLMEngine:
             is_read = needs_token_ids(state.params)
             output_ids = parts.scheduler.output_token_ids(core_id, index) if is_read else None
             parts.scorer.fill_row(row, state.unscored_prompt, state.params.prompt_logprobs or 0)
+            parts.names.fill_row(row, state.params.logprob_token_ids)
             parts.sampler.fill_row(
                 row,
                 state.params,
@@ -375,6 +376,7 @@ class LLMEngine:
                     token_id=int(token_ids[sample]),
                     logprob=float(logprobs[sample]),
                     top=report,
+                    named=outcome.named.get(sample, []),
                 )
             )
 

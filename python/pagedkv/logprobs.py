@@ -121,11 +121,19 @@ class Report(Protocol):
         """The others."""
 
 
+class SampleReport(Report, Protocol):
+    """The same of a token that was sampled."""
+
+    @property
+    def named(self) -> Sequence[tuple[int, float, int]]:
+        """Id, log-probability and rank of tokens that the request names."""
+
+
 def sample_logprobs(
-    reports: Iterable[Report], decode_token: Callable[[int], str] | None, *, is_flat: bool
+    reports: Iterable[SampleReport], decode_token: Callable[[int], str] | None, *, is_flat: bool
 ) -> SampleLogprobs:
     """The positions of generated tokens as they are returned."""
-    positions = (_entries(report, decode_token) for report in reports)
+    positions = (_sample_entries(report, decode_token) for report in reports)
     if not is_flat:
         return list(positions)
     flat = FlatLogprobs()
@@ -150,13 +158,26 @@ def prompt_logprobs(
 
 def _entries(report: Report, decode_token: Callable[[int], str] | None) -> dict[int, Logprob]:
     """A token's own log-probability, then those of the most likely ones."""
-
-    def entry(token_id: int, logprob: float, rank: int) -> Logprob:
-        text = None if decode_token is None else decode_token(token_id)
-        return Logprob(logprob=logprob, rank=rank, decoded_token=text)
-
-    found = {report.token_id: entry(report.token_id, report.logprob, report.top.rank)}
+    own = _logprob(report.token_id, report.logprob, report.top.rank, decode_token)
+    found = {report.token_id: own}
     best = zip(report.top.token_ids, report.top.logprobs, strict=True)
     for rank, (token_id, logprob) in enumerate(best, start=1):
-        found.setdefault(token_id, entry(token_id, logprob, rank))
+        found.setdefault(token_id, _logprob(token_id, logprob, rank, decode_token))
     return found
+
+
+def _sample_entries(
+    report: SampleReport, decode_token: Callable[[int], str] | None
+) -> dict[int, Logprob]:
+    """The same, then those of named tokens."""
+    found = _entries(report, decode_token)
+    for token_id, logprob, rank in report.named:
+        found.setdefault(token_id, _logprob(token_id, logprob, rank, decode_token))
+    return found
+
+
+def _logprob(
+    token_id: int, logprob: float, rank: int, decode_token: Callable[[int], str] | None
+) -> Logprob:
+    text = None if decode_token is None else decode_token(token_id)
+    return Logprob(logprob=logprob, rank=rank, decoded_token=text)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pagedkv._core import RequestResult, SequenceResult, TextDecoder
     from pagedkv.logprobs import PromptLogprobs, SampleLogprobs
     from pagedkv.prompt_logprobs import PromptScore
+    from pagedkv.sampling.named_tokens import NamedToken
     from pagedkv.sampling_params import SamplingParams
 
     DecodeToken = Callable[[int], str]
@@ -34,6 +35,7 @@ class SampledLogprob:
     token_id: int
     logprob: float
     top: TopLogprobs
+    named: list[NamedToken]
 
     @classmethod
     def of_beam(
@@ -46,7 +48,7 @@ class SampledLogprob:
             token_ids=[token for token, _ in best],
             logprobs=[likely for _, likely in best],
         )
-        return cls(token_id=token_id, logprob=logprob, top=top)
+        return cls(token_id=token_id, logprob=logprob, top=top, named=[])
 
 
 @dataclass(slots=True, kw_only=True)

@@ -69,6 +69,18 @@ def _check_limits(params: SamplingParams, config: EngineConfig, vocab_size: int)
             f"logprobs_mode={config.logprobs_mode!r}; use raw_logprobs or processed_logprobs"
         )
         raise ValueError(msg)
+    if params.logprob_token_ids and config.logprobs_mode.startswith("processed"):
+        msg = (
+            "logprob_token_ids reports the model's own numbers, but "
+            f"logprobs_mode={config.logprobs_mode!r}; use raw_logprobs or raw_logits"
+        )
+        raise ValueError(msg)
+    if params.logprob_token_ids and params.use_beam_search:
+        msg = "logprob_token_ids does not go with a beam search; use logprobs"
+        raise ValueError(msg)
+    if params.logprob_token_ids and params.logprobs is None:
+        # The chosen token is reported beside the named ones.
+        params.logprobs = 0
     limit = vocab_size if config.max_logprobs == -1 else config.max_logprobs
     for name in ("logprobs", "prompt_logprobs"):
         count = getattr(params, name)
@@ -83,7 +95,7 @@ def _check_limits(params: SamplingParams, config: EngineConfig, vocab_size: int)
 
 def _check_ids(params: SamplingParams, vocab_size: int) -> None:
     # Sets and maxima, not loops: there may be as many entries as tokens.
-    for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+    for name in ("stop_token_ids", "allowed_token_ids", "logit_bias", "logprob_token_ids"):
         token_ids = getattr(params, name)
         if token_ids and (highest := max(token_ids)) >= vocab_size:
             place = ""

@@ -13,6 +13,7 @@ MAX_STOP_TOKEN_IDS = 1_024
 MAX_BAD_WORDS = 1_024
 MAX_TOKEN_IDS = 1 << 20
 MAX_LOGIT_BIAS_ENTRIES = 300_000
+MAX_NAMED_IDS = 128
 LOGIT_BIAS_LIMIT = 100.0
 
 STRUCTURED_KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
@@ -95,6 +96,17 @@ def checked_allowed_ids(value: Any) -> list[int] | None:
         msg = "allowed_token_ids must hold at least one id, got an empty list; use None to allow every token"
         raise ValueError(msg)
     return sorted(set(token_ids))
+
+
+def checked_named_ids(value: Any) -> list[int] | None:
+    """The ids that are reported whatever is sampled, each once; None for none.
+
+    Raises:
+        TypeError: no list of ints.
+        ValueError: a negative id, or too many of them.
+    """
+    token_ids = checked_ids("logprob_token_ids", value, max_ids=MAX_NAMED_IDS)
+    return list(dict.fromkeys(token_ids)) or None
 
 
 def checked_logit_bias(value: Any) -> dict[int, float] | None:

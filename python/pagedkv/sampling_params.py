@@ -28,6 +28,7 @@ from pagedkv.sampling_lists import (
     checked_allowed_ids,
     checked_ids,
     checked_logit_bias,
+    checked_named_ids,
     checked_processors,
     checked_strings,
     checked_structure,
@@ -55,7 +56,6 @@ MAX_N = 16_384
 
 # Fields that have no effect yet, with the values that ask for nothing.
 _NOT_YET: dict[str, tuple[object, ...]] = {
-    "logprob_token_ids": (None,),
     "prompt_logprob_start": (None, 0),
     "prompt_logprob_token_ids": (None,),
     "repetition_detection": (None,),
@@ -116,6 +116,7 @@ class SamplingParams:
         min_tokens: ending and stop ids are masked before this many tokens.
         logprobs: how many of the most likely tokens to report per position, besides the chosen
             one; -1 for the whole vocabulary.
+        logprob_token_ids: at most 128 ids whose log-probabilities are reported at each position.
         prompt_logprobs: the same for the tokens of the prompt, which is then computed anew.
         flat_logprobs: reports both in flat lists, see `FlatLogprobs`.
         detokenize: False returns ids only.
@@ -296,6 +297,7 @@ class SamplingParams:
             "stop_token_ids", self.stop_token_ids, max_ids=MAX_STOP_TOKEN_IDS
         )
         self.bad_words = checked_strings("bad_words", self.bad_words, max_strings=MAX_BAD_WORDS)
+        self.logprob_token_ids = checked_named_ids(self.logprob_token_ids)
         self.logit_bias = checked_logit_bias(self.logit_bias)
         self.allowed_token_ids = checked_allowed_ids(self.allowed_token_ids)
         self.logits_processors = checked_processors(self.logits_processors)

@@ -21,6 +21,7 @@ from pagedkv.model_runner import ModelRunner
 from pagedkv.models.files import resolve_model_folder
 from pagedkv.models.loading import load_model
 from pagedkv.prompt_logprobs import PromptScorer
+from pagedkv.sampling.named_tokens import NamedTokens
 from pagedkv.sampling.sampler import Sampler
 from pagedkv.sequence_runner import SequenceRunner
 from pagedkv.step_buffers import StepArena
@@ -51,6 +52,7 @@ class EngineParts:
         batches: runs a batch.
         sampler: per-row sampling state.
         scorer: rows that report their prompts.
+        names: rows that report tokens they name.
         tokenizer: None with ``skip_tokenizer_init``.
         loaded: the model and its facts.
         kv_cache: the memory of keys and values.
@@ -64,6 +66,7 @@ class EngineParts:
     batches: BatchRunner
     sampler: Sampler
     scorer: PromptScorer
+    names: NamedTokens
     tokenizer: Tokenizer | None
     loaded: LoadedModel
     kv_cache: KvCache
@@ -158,7 +161,43 @@ def assemble(
         vocab_size=loaded.vocab_size,
         logprobs_mode=config.logprobs_mode,
     )
-    scheduler = _core.Scheduler(
+    names = NamedTokens(
+        max_num_seqs=config.max_num_seqs, reports_logits=config.logprobs_mode == "raw_logits"
+    )
+    scheduler = _create_scheduler(
+        config, loaded, kv_size, max_num_batched_tokens=max_num_batched_tokens
+    )
+    arena = StepArena(scheduler.sizes)
+    eos_token_ids = {*loaded.eos_token_ids, *defaults.eos_token_ids}
+    if tokenizer is not None:
+        eos_token_ids.update(tokenizer.eos_token_ids)
+    return EngineParts(
+        scheduler=scheduler,
+        arena=arena,
+        batches=BatchRunner(
+            runner=runner,
+            sampler=sampler,
+            scorer=scorer,
+            names=names,
+            arena=arena,
+            device=loaded.device,
+        ),
+        sampler=sampler,
+        scorer=scorer,
+        names=names,
+        tokenizer=tokenizer,
+        loaded=loaded,
+        kv_cache=kv_cache,
+        kv_size=kv_size,
+        eos_token_ids=tuple(sorted(t for t in eos_token_ids if t < loaded.vocab_size)),
+        generation_defaults=defaults,
+    )
+
+
+def _create_scheduler(
+    config: EngineConfig, loaded: LoadedModel, kv_size: KvSize, *, max_num_batched_tokens: int
+) -> _core.Scheduler:
+    return _core.Scheduler(
         num_blocks=kv_size.num_blocks,
         block_size=config.block_size,
         kv_groups=loaded.geometry.scheduler_groups,
@@ -169,25 +208,6 @@ def assemble(
         policy=config.scheduling_policy,
         enable_prefix_caching=config.enable_prefix_caching,
         hash_key=secrets.randbits(64),
-    )
-    arena = StepArena(scheduler.sizes)
-    eos_token_ids = {*loaded.eos_token_ids, *defaults.eos_token_ids}
-    if tokenizer is not None:
-        eos_token_ids.update(tokenizer.eos_token_ids)
-    return EngineParts(
-        scheduler=scheduler,
-        arena=arena,
-        batches=BatchRunner(
-            runner=runner, sampler=sampler, scorer=scorer, arena=arena, device=loaded.device
-        ),
-        sampler=sampler,
-        scorer=scorer,
-        tokenizer=tokenizer,
-        loaded=loaded,
-        kv_cache=kv_cache,
-        kv_size=kv_size,
-        eos_token_ids=tuple(sorted(t for t in eos_token_ids if t < loaded.vocab_size)),
-        generation_defaults=defaults,
     )
 
 

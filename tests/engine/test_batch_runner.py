@@ -10,6 +10,7 @@ from pagedkv import SamplingParams
 from pagedkv.attention.base import StepInputs
 from pagedkv.batch_runner import BatchRunner, select_rows
 from pagedkv.prompt_logprobs import PromptScorer
+from pagedkv.sampling.named_tokens import NamedTokens
 from pagedkv.sampling.sampler import Sampler
 
 VOCAB = 50
@@ -120,6 +121,7 @@ def run(runner, step, *, params=None):
         runner=runner,
         sampler=sampler,
         scorer=PromptScorer(max_num_seqs=16, vocab_size=VOCAB, logprobs_mode="raw_logprobs"),
+        names=NamedTokens(max_num_seqs=16, reports_logits=False),
         arena=Arena(step),
         device=torch.device("cpu"),
     )

@@ -162,6 +162,39 @@ def test_the_whole_vocabulary_can_be_reported_where_the_settings_allow_it():
             )
 
 
+def test_named_tokens_are_reported_at_every_position_whatever_is_sampled(exact_llm, reference):
+    named = [2, 500, 7]
+    for count in (None, 1):
+        completion = run(
+            exact_llm, [5, 6, 7], max_tokens=4, logprobs=count, logprob_token_ids=[2, 500, 7, 2]
+        ).outputs[0]
+        logprobs = expected_logits(reference, [5, 6, 7, *completion.token_ids]).log_softmax(dim=1)
+        for position, entries in enumerate(completion.logprobs):
+            row = logprobs[2 + position]
+            assert {completion.token_ids[position], *named} == set(entries)
+            assert [entries[token_id].logprob for token_id in named] == pytest.approx(
+                row[named].tolist(), abs=2e-4
+            )
+            ranks = [1 + (row > row[token_id]).sum().item() for token_id in named]
+            assert [entries[token_id].rank for token_id in named] == pytest.approx(ranks, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"logprob_token_ids": [1024]}, "logprob_token_ids holds token id 1024 at position 0"),
+        ({"logprob_token_ids": range(129)}, "logprob_token_ids takes at most 128 ids, got 129"),
+        (
+            {"logprob_token_ids": [1], "use_beam_search": True, "best_of": 2},
+            "logprob_token_ids does not go with a beam search",
+        ),
+    ],
+)
+def test_named_tokens_that_cannot_be_reported_are_refused(llm, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run(llm, [5], **arguments)
+
+
 @pytest.mark.parametrize("name", ["logprobs", "prompt_logprobs"])
 def test_more_reports_than_the_settings_allow_are_refused(llm, name):
     with pytest.raises(ValueError, match=rf"{name} must be at most max_logprobs \(20\), got 21"):
@@ -211,3 +244,28 @@ def test_samples_beside_beams_report_what_they_report_alone(llm):
         assert output.error is None
         assert output.outputs == expected.outputs
         assert output.prompt_logprobs == expected.prompt_logprobs
+
+
+def test_reports_are_whole_where_a_neighbour_makes_the_step_fail(llm, monkeypatch):
+    """The batch is run again in halves, with prompts and samples of its own in each."""
+    prompts = [[5, 6, 7], [999, 5], [8, 9, 10, 11], [12]]
+    params = SamplingParams(
+        temperature=0, max_tokens=2, ignore_eos=True, prompt_logprobs=1, logprob_token_ids=[9]
+    )
+    alone = [llm.generate([prompt], params, use_tqdm=False)[0] for prompt in prompts]
+    runner = llm.llm_engine.parts.batches._runner
+    forward = runner.forward
+
+    def failing(step):
+        if 999 in step.input_ids.tolist():
+            msg = "broken"
+            raise RuntimeError(msg)
+        return forward(step)
+
+    monkeypatch.setattr(runner, "forward", failing)
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    assert outputs[1].error == "RuntimeError: broken"
+    assert outputs[1].prompt_logprobs is None
+    for i in (0, 2, 3):
+        assert outputs[i].prompt_logprobs == alone[i].prompt_logprobs
+        assert outputs[i].outputs == alone[i].outputs
