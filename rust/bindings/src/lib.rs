@@ -6,6 +6,7 @@ mod beams;
 mod buffers;
 mod cpu;
 mod error;
+mod grammar;
 mod kv_cache;
 mod kv_sequences;
 mod results;
@@ -29,6 +30,8 @@ mod _core {
         copy_blocks, cpu_isa, gelu, gelu_tanh, kv_write, linear, num_threads, paged_attention,
         rms_norm, set_cpu_isa, set_num_threads, silu,
     };
+    #[pymodule_export]
+    use crate::grammar::{Grammar, GrammarCompiler, apply_masks, fill_masks};
     #[pymodule_export]
     use crate::kv_cache::{KvCacheManager, SequenceHandle};
     #[pymodule_export]

@@ -76,6 +76,12 @@ impl Batch {
         self.batch.num_row_fills
     }
 
+    /// Samples that a grammar constrains.
+    #[getter]
+    fn num_constrained(&self) -> u32 {
+        self.batch.num_constrained
+    }
+
     fn __repr__(&self) -> String {
         let batch = &self.batch;
         format!(
@@ -151,7 +157,10 @@ impl SequenceResult {
         let stop_reason = match result.finish_reason {
             FinishReason::StopToken(id) => id.into_pyobject(py)?.into_any().unbind(),
             FinishReason::StopString(i) => stops.get(i as usize).into_pyobject(py)?.unbind(),
-            FinishReason::Eos | FinishReason::Length | FinishReason::Abort => py.None(),
+            FinishReason::Eos
+            | FinishReason::Grammar
+            | FinishReason::Length
+            | FinishReason::Abort => py.None(),
         };
         Ok(Self {
             index: result.index,
@@ -226,7 +235,10 @@ pub(crate) fn token_array<'py>(py: Python<'py>, ids: &[u32]) -> Bound<'py, PyArr
 
 fn reason_name(reason: FinishReason) -> &'static str {
     match reason {
-        FinishReason::Eos | FinishReason::StopToken(_) | FinishReason::StopString(_) => "stop",
+        FinishReason::Eos
+        | FinishReason::StopToken(_)
+        | FinishReason::StopString(_)
+        | FinishReason::Grammar => "stop",
         FinishReason::Length => "length",
         FinishReason::Abort => "abort",
     }

@@ -318,6 +318,16 @@ impl Scheduler {
 }
 
 impl Scheduler {
+    /// See [`core::Scheduler::fill_masks`].
+    pub(crate) fn fill_masks(
+        &self,
+        batch: &Batch,
+        masks: &mut core::SampleMasks<'_>,
+    ) -> PyResult<Vec<(u32, String)>> {
+        let batch = self.own(batch)?;
+        self.enter()?.core.fill_masks(&batch, masks).map_err(core_error)
+    }
+
     fn enter(&self) -> PyResult<std::sync::MutexGuard<'_, State>> {
         enter(&self.state, "the scheduler")
     }

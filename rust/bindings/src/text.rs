@@ -4,13 +4,17 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pagedkv_core::text::SequenceText;
-use pagedkv_text::{Spelling, StopSet, StopText, Strip, TableText, TableTextOptions, TextError};
+use pagedkv_text::{
+    ConstrainedText, Spelling, StopSet, StopText, Strip, TableText, TableTextOptions, TextError,
+};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::sync::MutexExt;
 use pyo3::types::PyBytes;
+
+use crate::grammar::Grammar;
 
 /// The sequence text that a `text=` argument describes: a copy, so that one decoder may serve as
 /// the template of several requests.
@@ -29,6 +33,12 @@ fn value_error(error: &TextError) -> PyErr {
 /// The bytes of every token of a tokenizer.
 #[pyclass(frozen, module = "pagedkv._core")]
 pub(crate) struct TokenTable(Arc<pagedkv_text::TokenTable>);
+
+impl TokenTable {
+    pub(crate) fn inner(&self) -> &pagedkv_text::TokenTable {
+        &self.0
+    }
+}
 
 #[pymethods]
 impl TokenTable {
@@ -154,6 +164,16 @@ impl TextDecoder {
         let text = StopText::new(stop_set(&stop, include_stop_str_in_output)?);
         let error = SharedError::default();
         let text = StreamText { stream: Some(stream), text, error: error.clone() };
+        Ok(Self { text: Mutex::new(Box::new(text)), error })
+    }
+
+    /// This text under a grammar, from its start; without a text, the grammar alone.
+    #[staticmethod]
+    #[pyo3(signature = (grammar, text=None))]
+    fn constrained(py: Python<'_>, grammar: &Grammar, text: Option<&Self>) -> PyResult<Self> {
+        let error = text.map(|text| text.error.clone()).unwrap_or_default();
+        let text = text.map(|text| Ok::<_, PyErr>(text.lock(py)?.fork())).transpose()?;
+        let text = ConstrainedText::new(text, grammar.inner());
         Ok(Self { text: Mutex::new(Box::new(text)), error })
     }
 

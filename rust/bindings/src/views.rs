@@ -21,6 +21,8 @@ unsafe impl SeenAs<Self> for i32 {}
 // SAFETY: the same type.
 unsafe impl SeenAs<Self> for i64 {}
 // SAFETY: the same type.
+unsafe impl SeenAs<Self> for u32 {}
+// SAFETY: the same type.
 unsafe impl SeenAs<Self> for u64 {}
 // SAFETY: both are 16 bits in which every pattern is valid.
 unsafe impl SeenAs<bf16> for i16 {}

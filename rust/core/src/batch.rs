@@ -74,6 +74,8 @@ pub struct Batch {
     pub num_swap_out: u32,
     /// Blocks to move back.
     pub num_swap_in: u32,
+    /// Samples that a grammar constrains; `fill_masks` has something to do if there are any.
+    pub num_constrained: u32,
 }
 
 /// Lengths of the arrays for a configuration.

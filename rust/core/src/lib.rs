@@ -82,7 +82,7 @@ pub use kv_cache::{BlockCopy, CacheCounters, KvCacheManager, PrefixHit};
 pub use logprobs::TokenLogprob;
 pub use prefix_cache::{CacheKey, EntryId, PrefixCache};
 pub use request::{NewRequest, RequestResult, SequenceResult};
-pub use scheduler::{Delta, Scheduler, StepOutput};
+pub use scheduler::{Delta, SampleMasks, Scheduler, StepOutput};
 pub use stats::Stats;
 pub use stop::{FinishReason, StopConditions};
 pub use tokens::Tokens;

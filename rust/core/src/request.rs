@@ -265,6 +265,9 @@ impl Request {
             let may_stop = num_output >= self.stop.min_tokens;
             let stopped = text.push(token, may_stop).map(FinishReason::StopString);
             reason = reason.or(stopped);
+            if text.is_complete() && !self.stop.can_end_by_id(num_output + 1) {
+                reason = reason.or(Some(FinishReason::Grammar));
+            }
         }
         let at_limit = num_output >= self.max_output;
         reason = reason.or(at_limit.then_some(FinishReason::Length));

@@ -26,6 +26,8 @@ pub enum FinishReason {
     StopToken(TokenId),
     /// The stop string with this index.
     StopString(u32),
+    /// The grammar is complete, and no ending id can say so.
+    Grammar,
     /// `max_tokens` or the model's context length.
     Length,
     /// The caller gave up.
@@ -42,5 +44,16 @@ impl StopConditions {
             return Some(FinishReason::Eos);
         }
         self.stop_token_ids.contains(&token).then_some(FinishReason::StopToken(token))
+    }
+
+    /// Whether some id can end a sequence as output number `num_output`.
+    pub fn can_end_by_id(&self, num_output: u32) -> bool {
+        num_output >= self.min_tokens && self.ending_ids().next().is_some()
+    }
+
+    /// All ids that end a sequence.
+    pub fn ending_ids(&self) -> impl Iterator<Item = TokenId> + '_ {
+        let eos: &[TokenId] = if self.ignore_eos { &[] } else { &self.eos_token_ids };
+        eos.iter().chain(&self.stop_token_ids).copied()
     }
 }

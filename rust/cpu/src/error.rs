@@ -91,6 +91,18 @@ pub enum Error {
         /// Blocks in the storage.
         num_blocks: usize,
     },
+    /// An index outside what it points into.
+    #[error("{argument}[{index}] is {got}, expected 0 <= value < {bound}")]
+    Index {
+        /// The argument at fault.
+        argument: &'static str,
+        /// Position in it.
+        index: usize,
+        /// The value found there.
+        got: i64,
+        /// The first value that is too large.
+        bound: usize,
+    },
     /// A row id outside the block table.
     #[error("row_ids[{index}] is {row}, expected 0 <= row < {num_rows}")]
     Row {

@@ -1,5 +1,5 @@
 //! CPU kernels of pagedkv: attention over paged keys and values, writes to them, linear
-//! layers, norms, activations, sampling.
+//! layers, norms, activations, sampling, masks of tokens.
 //!
 //! One rule shapes every kernel: **a result depends on its own inputs only.** Not on what else is
 //! in the batch, how a prompt was cut into chunks, the block size, the number of threads, or who
@@ -36,6 +36,7 @@ mod share;
 mod simd;
 mod softmax;
 mod threads;
+mod token_mask;
 mod view;
 
 pub use activation::{Activation, activate};
@@ -51,4 +52,5 @@ pub use norm::{RmsNorm, rms_norm};
 pub use philox::{NoiseRow, gumbel_noise, philox4x32_10};
 pub use sample::{NO_TOKEN, Reported, SampleOutputs, SampleRow, best_tokens, sample};
 pub use threads::{num_threads, set_num_threads};
+pub use token_mask::apply_masks;
 pub use view::{View, ViewMut, row_major};

@@ -1,18 +1,24 @@
-//! The text of a sequence: token bytes, a streaming decoder and a stop-string matcher.
+//! The text of a sequence: token bytes, a streaming decoder, a stop-string matcher and grammar masks.
 //!
 //! A [`TokenTable`] knows the bytes of every token id of one tokenizer. A [`Decoder`] turns ids into
 //! text as they come, holding back what a later token could still change. A [`StopText`] grows by
 //! those pieces, holds back what could become a stop string and ends at the first one. A
-//! [`TableText`] is all three behind the trait through which the scheduler sees a sequence's text.
+//! [`TableText`] is all three behind the trait through which the scheduler sees a sequence's text. A
+//! [`ConstrainedText`] puts such a text under a [`Grammar`].
 #![forbid(unsafe_code)]
 
 mod decoder;
+mod grammar;
 mod sequence;
 mod spelling;
 mod stop;
 mod table;
 
 pub use decoder::{Decoder, Piece};
+pub use grammar::{
+    ConstrainedText, Grammar, GrammarCompiler, GrammarError, GrammarLimits, GrammarMatcher,
+    GrammarSource, JsonOptions,
+};
 pub use sequence::{TableText, TableTextOptions};
 pub use spelling::{Spelling, Strip};
 pub use stop::{StopSet, StopText};

@@ -11,6 +11,7 @@ mod admit;
 mod arrays;
 mod beams;
 mod invariants;
+mod masks;
 mod plan;
 mod swap;
 mod update;
@@ -28,6 +29,7 @@ use crate::kv_cache::KvCacheManager;
 use crate::request::{NewRequest, Rank, Request, RequestResult, Status};
 use crate::stats::{Counters, Stats};
 
+pub use masks::SampleMasks;
 pub use update::{Delta, StepOutput};
 
 /// Position of a live request in the scheduler's table.

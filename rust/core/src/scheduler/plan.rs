@@ -30,7 +30,8 @@ impl Scheduler {
             self.spare.push(record);
             return Ok(None);
         }
-        let batch = builder.finish(&self.kv, &self.row_fills);
+        let mut batch = builder.finish(&self.kv, &self.row_fills);
+        batch.num_constrained = self.num_constrained(&record);
         self.kv.begin_batch();
         self.row_fills.clear();
         record.swapped_out.append(&mut self.swapped_out);

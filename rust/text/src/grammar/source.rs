@@ -1,0 +1,98 @@
+//! What a grammar is written in.
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::regex_to_lark;
+
+use super::{GrammarError, check, lark, schema};
+
+const MAX_REGEX_BYTES: usize = 1 << 15;
+const MAX_CHOICES: usize = 1 << 16;
+const MAX_CHOICE_BYTES: usize = 1 << 20;
+
+/// A constraint as a request states it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GrammarSource {
+    /// JSON text that satisfies a schema.
+    JsonSchema {
+        /// The schema, as JSON text.
+        schema: String,
+        /// How it is read.
+        options: JsonOptions,
+    },
+    /// Text that a regular expression matches as a whole.
+    Regex(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// A context-free grammar in llguidance's variant of Lark.
+    Lark(String),
+}
+
+/// How a JSON schema is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JsonOptions {
+    /// Whether white space may stand between tokens of JSON.
+    pub any_whitespace: bool,
+    /// What may stand there instead, as a regular expression.
+    pub whitespace_pattern: Option<String>,
+    /// Whether objects may have properties that their schema does not name, where it does not say.
+    pub additional_properties: bool,
+}
+
+impl GrammarSource {
+    /// Checks the limits and writes it as llguidance reads it.
+    pub(super) fn to_grammar(&self) -> Result<TopLevelGrammar, GrammarError> {
+        match self {
+            Self::JsonSchema { schema, options } => schema::to_grammar(schema, options),
+            Self::Regex(pattern) => {
+                check("bytes of the regular expression", pattern.len(), MAX_REGEX_BYTES)?;
+                if pattern.is_empty() {
+                    return Err(GrammarError::invalid("the regular expression is empty"));
+                }
+                Ok(TopLevelGrammar::from_regex(pattern))
+            }
+            Self::Choice(choices) => choice_grammar(choices),
+            Self::Lark(text) => lark::to_grammar(text),
+        }
+    }
+}
+
+fn choice_grammar(choices: &[String]) -> Result<TopLevelGrammar, GrammarError> {
+    if choices.is_empty() {
+        return Err(GrammarError::invalid("the list is empty; give at least one choice"));
+    }
+    if let Some(i) = choices.iter().position(String::is_empty) {
+        let message = format!("choice {i} is empty; every choice needs a character");
+        return Err(GrammarError::Invalid(message));
+    }
+    check("number of choices", choices.len(), MAX_CHOICES)?;
+    check("bytes of all choices", choices.iter().map(String::len).sum(), MAX_CHOICE_BYTES)?;
+    let escaped: Vec<String> = choices.iter().map(|choice| escape(choice)).collect();
+    let pattern = regex_to_lark(&escaped.join("|"), "");
+    Ok(TopLevelGrammar::from_lark(format!("start: /{pattern}/")))
+}
+
+/// The regular expression that matches a text and nothing else.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len() + 8);
+    for character in text.chars() {
+        if character.is_ascii_punctuation() {
+            escaped.push('\\');
+        } else if character.is_ascii_control() {
+            escaped.push_str(&format!("\\x{{{:x}}}", u32::from(character)));
+            continue;
+        }
+        escaped.push(character);
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn characters_with_a_meaning_are_escaped() {
+        assert_eq!(escape("a.b|c é"), "a\\.b\\|c é");
+        assert_eq!(escape("\n"), "\\x{a}");
+    }
+}
