@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         StreamDelta,
     )
     from pagedkv.sampling_params import RequestOutputKind, SamplingParams
+    from pagedkv.structured_outputs import StructuredOutputsParams
 
     __version__: str
 
@@ -55,6 +56,7 @@ _HOME = {
     "RequestOutputKind": "sampling_params",
     "SamplingParams": "sampling_params",
     "StreamDelta": "outputs",
+    "StructuredOutputsParams": "structured_outputs",
     "UnsupportedModelError": "errors",
 }
 
@@ -76,6 +78,7 @@ __all__ = [
     "RequestOutputKind",
     "SamplingParams",
     "StreamDelta",
+    "StructuredOutputsParams",
     "UnsupportedModelError",
     "__version__",
 ]

@@ -11,6 +11,8 @@ __all__ = [
     "VERSION",
     "Batch",
     "BeamOptions",
+    "Grammar",
+    "GrammarCompiler",
     "KvCacheManager",
     "RequestResult",
     "Scheduler",
@@ -20,9 +22,11 @@ __all__ = [
     "StepOutput",
     "TextDecoder",
     "TokenTable",
+    "apply_masks",
     "best_tokens",
     "copy_blocks",
     "cpu_isa",
+    "fill_masks",
     "gelu",
     "gelu_tanh",
     "gumbel_noise",
@@ -144,6 +148,10 @@ class TextDecoder:
             include_stop_str_in_output: whether the text keeps the stop string.
         """
 
+    @staticmethod
+    def constrained(grammar: Grammar, text: TextDecoder | None = None) -> TextDecoder:
+        """A copy of an empty text under a grammar, from its start; without a text, the grammar alone."""
+
     @property
     def text(self) -> str:
         """The text that no later token can change. It only ever grows."""
@@ -168,6 +176,116 @@ class TextDecoder:
 
     def fork(self) -> TextDecoder:
         """An independent copy."""
+
+# --- grammars ---
+
+@final
+class Grammar:
+    """What sequences may generate, compiled; made by `GrammarCompiler`."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Heap memory, about; it grows while sequences use the grammar."""
+
+@final
+class GrammarCompiler:
+    """Compiles grammars over the tokens of one tokenizer; any number of threads may call it.
+
+    A grammar is compiled on a thread of its own, within limits of size, nesting, fuel and time; the caller waits and other
+    Python threads run. The methods raise ValueError: whatever is wrong with the grammar, nothing satisfies it, or its
+    compilation takes too long.
+    """
+
+    def __new__(
+        cls,
+        table: TokenTable,
+        *,
+        vocab_size: int,
+        compile_seconds: int = 10,
+        num_compilations: int = 2,
+    ) -> GrammarCompiler:
+        """Builds the trie of the tokens.
+
+        Args:
+            table: the bytes of the tokens; special ones, and those without text, are never allowed.
+            vocab_size: columns of the logits; ids from there on are left out.
+            compile_seconds: time for one grammar.
+            num_compilations: grammars compiled at a time; others wait for their turn.
+
+        Raises:
+            ValueError: a vocabulary that no trie can hold.
+        """
+
+    def json_schema(
+        self,
+        schema: str,
+        *,
+        any_whitespace: bool = True,
+        whitespace_pattern: str | None = None,
+        additional_properties: bool = True,
+    ) -> Grammar:
+        """Compiles the JSON that satisfies a schema.
+
+        Args:
+            schema: JSON text.
+            any_whitespace: whether white space may stand between tokens.
+            whitespace_pattern: what may stand there instead, a regular expression.
+            additional_properties: whether objects may have properties that their schema does not name, where it does not
+                say.
+        """
+
+    def regex(self, pattern: str) -> Grammar:
+        """Compiles the texts that a regular expression matches as a whole."""
+
+    def choice(self, choices: Sequence[str]) -> Grammar:
+        """Compiles a list of texts."""
+
+    def lark(self, grammar: str) -> Grammar:
+        """Compiles a grammar in Lark notation."""
+
+def fill_masks(
+    scheduler: Scheduler,
+    batch: Batch,
+    *,
+    words: npt.NDArray[np.uint32],
+    is_constrained: npt.NDArray[np.bool_],
+) -> list[tuple[int, str]]:
+    """Writes what grammars allow the samples of the oldest batch in flight.
+
+    Where a text may end, its request's ending ids are allowed too.
+
+    Args:
+        scheduler: whose sequences they are.
+        batch: the batch.
+        words: [S, W] written for constrained samples: bit b of word w is token 32 w + b.
+        is_constrained: [S] written: whether the mask counts.
+
+    Returns:
+        (sample, message) for each sequence that cannot go on; its mask does not count, and its request is to be aborted.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: another shape, or a batch of another scheduler.
+        RuntimeError: the batch is not the oldest in flight.
+    """
+
+def apply_masks(
+    logits: npt.NDArray[np.float32],
+    *,
+    rows: npt.NDArray[np.int64],
+    masks: npt.NDArray[np.uint32],
+) -> None:
+    """Sets the logits of excluded tokens to minus infinity.
+
+    Args:
+        logits: [P, V], written.
+        rows: [A] rows of ``logits``.
+        masks: [A, ceil(V / 32)]: bit b of word w is token 32 w + b; clear excludes it.
+
+    Raises:
+        TypeError: an array of another dtype.
+        ValueError: shapes that do not fit, or a row out of bounds; nothing is written.
+    """
 
 # --- cpu ---
 
@@ -575,6 +693,10 @@ class Batch:
     @property
     def num_row_fills(self) -> int:
         """Sequences that got a row."""
+
+    @property
+    def num_constrained(self) -> int:
+        """Samples that a grammar constrains; `fill_masks` has something to do if there are any."""
 
 @final
 class StepOutput:

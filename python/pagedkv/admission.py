@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pagedkv._core import BeamOptions
+from pagedkv._core import BeamOptions, TextDecoder
 from pagedkv.errors import QueueFullError
 from pagedkv.outputs import RequestMetrics
 from pagedkv.request_state import RequestState
@@ -20,8 +20,12 @@ from pagedkv.requests import (
 )
 from pagedkv.sampling.row_state import needs_token_ids
 from pagedkv.sampling_fit import fit_params
+from pagedkv.structured_outputs import StructuredOutputsParams
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pagedkv._core import Grammar
     from pagedkv.config import EngineConfig
     from pagedkv.sampling_params import SamplingParams
     from pagedkv.startup import EngineParts
@@ -37,6 +41,7 @@ class EngineRequest:
         params: its parameters.
         priority: lower is sooner, under ``scheduling_policy="priority"``.
         where: how messages call its prompt.
+        grammar: what constrains its output; None if nothing does.
     """
 
     prompt: Prompt
@@ -44,6 +49,7 @@ class EngineRequest:
     params: SamplingParams
     priority: int
     where: str
+    grammar: Grammar | None = None
 
 
 def prepare_requests(
@@ -72,6 +78,7 @@ def prepare_requests(
     # One object for all prompts is checked once.
     for checked in {id(entry): entry for entry in params}.values():
         fit_params(checked, config, parts)
+    grammars = _compile_grammars(params, parts)
     return [
         EngineRequest(
             prompt=prompt,
@@ -81,6 +88,7 @@ def prepare_requests(
             params=params[i],
             priority=priorities[i],
             where=f"prompts[{i}]",
+            grammar=grammars.get(id(params[i])),
         )
         for i, prompt in enumerate(normalized)
     ]
@@ -115,6 +123,8 @@ def new_state(
             skip_special_tokens=params.skip_special_tokens,
             spaces_between_special_tokens=params.spaces_between_special_tokens,
         )
+    if request.grammar is not None:
+        decoder = TextDecoder.constrained(request.grammar, decoder)
     eos_token_ids = () if params.ignore_eos else parts.eos_token_ids
     return RequestState(
         request_id=request_id,
@@ -171,6 +181,25 @@ def _cache_salt(request: EngineRequest, core_id: int) -> str | bytes | None:
     if request.params.reads_prefix_cache:
         return request.prompt.cache_salt
     return b"\xff" + core_id.to_bytes(8, "little")
+
+
+def _compile_grammars(params: Sequence[SamplingParams], parts: EngineParts) -> dict[int, Grammar]:
+    """The grammar of each object among ``params`` that asks for one, by its ``id``.
+
+    Raises:
+        TypeError, ValueError: it cannot be compiled; the first prompt that asks for it is named.
+    """
+    grammars: dict[int, Grammar] = {}
+    for i, entry in enumerate(params):
+        if not entry.structured_outputs or id(entry) in grammars:
+            continue
+        try:
+            constraint = StructuredOutputsParams.of(entry.structured_outputs).constraint()
+            grammars[id(entry)] = parts.grammars.grammar(constraint)
+        except (TypeError, ValueError) as error:
+            msg = f"prompts[{i}]: {error}"
+            raise type(error)(msg) from error
+    return grammars
 
 
 def _token_ids(

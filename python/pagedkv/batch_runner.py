@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pagedkv._core import Batch
     from pagedkv.attention.base import StepInputs
     from pagedkv.prompt_logprobs import PromptReader, PromptScore, PromptScorer
+    from pagedkv.sampling.masks import MaskSource, TokenMasks
     from pagedkv.sampling.named_tokens import NamedToken, NamedTokens
     from pagedkv.sampling.sampled import SampledTokens, TopLogprobs
     from pagedkv.sampling.sampler import Sampler
@@ -99,6 +100,7 @@ class BatchRunner:
         names: NamedTokens,
         arena: StepArena,
         device: torch.device,
+        masks: MaskSource,
     ) -> None:
         """Keeps the parts; allocates nothing."""
         self._runner = runner
@@ -107,6 +109,7 @@ class BatchRunner:
         self._device = device
         self._sampler = sampler
         self._arena = arena
+        self._masks = masks
 
     def run(self, batch: Batch) -> BatchOutcome:
         """Runs a scheduled batch.
@@ -115,7 +118,8 @@ class BatchRunner:
             BaseException: what is no ``Exception``, such as KeyboardInterrupt; the batch is then to be requeued.
         """
         step = self._arena.inputs(batch, num_tokens_padded=padded_rows(batch.num_tokens))
-        targets = self._targets(batch)
+        masks, failures = self._masks.fill(batch)
+        targets = self._targets(batch, masks)
         reader = self._scorer.reader(step)
         wanted = Wanted.of(batch, self._arena)
         try:
@@ -137,6 +141,8 @@ class BatchRunner:
             outcome.failures.update(_by_row(sampled, targets))
             _take_scores(outcome, reader)
         _note_nan(outcome, targets)
+        for sample, message in failures.items():
+            outcome.failures[int(targets.rows[sample])] = message
         _clear_failed(outcome, targets)
         self._count(targets, wanted, outcome)
         return outcome
@@ -168,12 +174,13 @@ class BatchRunner:
             return self._runner.forward(step)
         return self._runner.forward_read(step, reader)
 
-    def _targets(self, batch: Batch) -> SampleTargets:
+    def _targets(self, batch: Batch, masks: TokenMasks | None) -> SampleTargets:
         arrays, count = self._arena.arrays, batch.num_samples
         return SampleTargets(
             rows=arrays["sample_rows"][:count],
             sample_index=arrays["sample_index"][:count],
             positions=arrays["sample_positions"][:count],
+            masks=masks,
         )
 
     def _run_in_parts(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pagedkv.errors import not_supported_yet
 from pagedkv.sampling_lists import LOGIT_BIAS_LIMIT
-from pagedkv.sampling_params import OWNER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,10 +13,6 @@ if TYPE_CHECKING:
     from pagedkv.sampling_params import SamplingParams
     from pagedkv.startup import EngineParts
     from pagedkv.tokenizer import Tokenizer
-
-# Fields that are checked but that the engine does nothing about yet.
-_NOT_YET = ("structured_outputs",)
-
 
 def fit_params(params: SamplingParams, config: EngineConfig, parts: EngineParts) -> None:
     """Checks a request's own copy of its parameters, and fills what depends on the model.
@@ -39,9 +33,6 @@ def fit_params(params: SamplingParams, config: EngineConfig, parts: EngineParts)
             raise ValueError(msg)
     if params.bad_words and parts.tokenizer is not None:
         params.bad_words_token_ids = bad_words_token_ids(params.bad_words, parts.tokenizer)
-    for name in _NOT_YET:
-        if value := getattr(params, name):
-            raise not_supported_yet(OWNER, name, value)
 
 
 def bad_words_token_ids(words: Iterable[str], tokenizer: Tokenizer) -> list[list[int]]:

@@ -15,12 +15,14 @@ from pagedkv import _core
 from pagedkv.attention import create_backend, resolve_backend
 from pagedkv.batch_runner import BatchRunner
 from pagedkv.generation_defaults import load_generation_defaults
+from pagedkv.grammars import GrammarCache
 from pagedkv.kv_cache import KvCache
 from pagedkv.kv_sizing import log_kv_size, size_kv_cache
 from pagedkv.model_runner import ModelRunner
 from pagedkv.models.files import resolve_model_folder
 from pagedkv.models.loading import load_model
 from pagedkv.prompt_logprobs import PromptScorer
+from pagedkv.sampling.masks import MaskSource
 from pagedkv.sampling.named_tokens import NamedTokens
 from pagedkv.sampling.sampler import Sampler
 from pagedkv.sequence_runner import SequenceRunner
@@ -59,6 +61,7 @@ class EngineParts:
         kv_size: its size.
         eos_token_ids: ids that end a sequence.
         generation_defaults: what holds for requests that do not say otherwise.
+        grammars: compiled grammars.
     """
 
     scheduler: _core.Scheduler
@@ -73,6 +76,7 @@ class EngineParts:
     kv_size: KvSize
     eos_token_ids: tuple[int, ...]
     generation_defaults: GenerationDefaults
+    grammars: GrammarCache
 
 
 def build_engine(config: EngineConfig) -> EngineParts:
@@ -181,6 +185,7 @@ def assemble(
             names=names,
             arena=arena,
             device=loaded.device,
+            masks=MaskSource(scheduler, vocab_size=loaded.vocab_size),
         ),
         sampler=sampler,
         scorer=scorer,
@@ -191,6 +196,7 @@ def assemble(
         kv_size=kv_size,
         eos_token_ids=tuple(sorted(t for t in eos_token_ids if t < loaded.vocab_size)),
         generation_defaults=defaults,
+        grammars=GrammarCache(tokenizer, vocab_size=loaded.vocab_size),
     )
 
 

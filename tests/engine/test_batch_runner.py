@@ -10,6 +10,7 @@ from pagedkv import SamplingParams
 from pagedkv.attention.base import StepInputs
 from pagedkv.batch_runner import BatchRunner, select_rows
 from pagedkv.prompt_logprobs import PromptScorer
+from pagedkv.sampling.masks import MaskSource
 from pagedkv.sampling.named_tokens import NamedTokens
 from pagedkv.sampling.sampler import Sampler
 
@@ -86,6 +87,7 @@ class Batch:
     num_tokens = 10
     num_samples = 5
     num_candidates = 1
+    num_constrained = 0
 
 
 class Runner:
@@ -124,6 +126,7 @@ def run(runner, step, *, params=None):
         names=NamedTokens(max_num_seqs=16, reports_logits=False),
         arena=Arena(step),
         device=torch.device("cpu"),
+        masks=MaskSource(None, vocab_size=VOCAB),
     )
     return batches.run(Batch())
 

@@ -15,6 +15,7 @@ from pagedkv.sampling.allowed_tokens import AllowedTokens
 from pagedkv.sampling.bad_words import BadWords
 from pagedkv.sampling.histories import OutputHistories
 from pagedkv.sampling.logit_bias import LogitBias
+from pagedkv.sampling.masks import GrammarMasks
 from pagedkv.sampling.min_tokens import MinTokens
 from pagedkv.sampling.penalties import Penalties
 from pagedkv.sampling.user_processors import UserProcessors
@@ -65,8 +66,8 @@ class EditedRows:
 class LogitsEdits:
     """All edits, in the order in which they act.
 
-    User processors, allowed_token_ids, bad_words, min_tokens, logit_bias, penalties, then ``masks``: of grammars, which
-    nothing but the temperature may follow.
+    User processors, allowed_token_ids, bad_words, min_tokens, logit_bias, penalties, then the masks of grammars,
+    which nothing but the temperature may follow.
     """
 
     def __init__(self, *, max_num_seqs: int, vocab_size: int, device: torch.device) -> None:
@@ -80,17 +81,16 @@ class LogitsEdits:
             MinTokens(max_num_seqs=max_num_seqs, device=device),
             LogitBias(max_num_seqs=max_num_seqs, device=device),
             self._penalties,
+            GrammarMasks(),
         )
         self._index = np.zeros(max_num_seqs, dtype=np.int32)
-        # Grammar masks belong here: last, behind the edits that are the engine's own.
-        self.masks: list[LogitsEdit] = []
 
     def fill(self, row: int, state: RowState) -> None:
         """Writes what the sequence that got ``row`` asks for."""
         self._index[row] = state.index
         self._histories.fill(row, state)
         self._user.fill(row, state)
-        for edit in self._in_order():
+        for edit in self._builtin:
             edit.fill(row, state)
 
     def apply(self, logits: torch.Tensor, targets: SampleTargets) -> EditedRows | None:
@@ -100,9 +100,8 @@ class LogitsEdits:
             logits: [S, V] float32, unchanged.
             targets: For whom.
         """
-        edits = self._in_order()
         by_user = self._user.active(targets)
-        active = [edit.active(targets) for edit in edits]
+        active = [edit.active(targets) for edit in self._builtin]
         samples = np.flatnonzero(np.logical_or.reduce([by_user, *active]))
         if not samples.size:
             return None
@@ -111,7 +110,7 @@ class LogitsEdits:
         if by_user.any():
             places = np.flatnonzero(by_user[samples])
             failures = self._user.apply(edited, places, targets.take(samples[places]))
-        for edit, is_active in zip(edits, active, strict=True):
+        for edit, is_active in zip(self._builtin, active, strict=True):
             places = np.flatnonzero(is_active[samples])
             if places.size:
                 edit.apply(edited, places, targets.take(samples[places]))
@@ -139,6 +138,3 @@ class LogitsEdits:
         """
         self._penalties.fork(sources=sources, rows=rows)
         self._histories.fork(sources=sources, rows=rows)
-
-    def _in_order(self) -> tuple[LogitsEdit, ...]:
-        return (*self._builtin, *self.masks)

@@ -149,6 +149,7 @@ fn any_whitespace_and_a_pattern_of_it_are_what_may_stand_between_tokens() {
     let (any, none, two) =
         (with(true, None).unwrap(), with(false, None).unwrap(), with(true, Some(" {2}")).unwrap());
     assert!(accepts(&any, "{\n \"a\" :1}") && accepts(&any, "{\"a\":1}"));
+    assert!(!accepts(&any, "{\n\n\"a\":1}"), "white space is bounded");
     assert!(accepts(&none, "{\"a\":1}") && !accepts(&none, "{ \"a\":1}"));
     assert!(accepts(&two, "{  \"a\":1}") && !accepts(&two, "{ \"a\":1}"));
 }

@@ -26,7 +26,7 @@ fn compiler() -> &'static GrammarCompiler {
 
 /// Compiles and generates for a while, always the last token that is allowed. Returns the length.
 fn run(source: &GrammarSource) -> Result<usize, GrammarError> {
-    const MAX_TOKENS: usize = 100;
+    const MAX_TOKENS: usize = 200;
     let mut matcher = compiler().compile(source)?.matcher();
     let mut mask = vec![0_u32; VOCAB_SIZE.div_ceil(32)];
     for length in 0..MAX_TOKENS {
@@ -128,7 +128,7 @@ fn chain(count: usize, depth: usize) -> Value {
 #[test]
 fn what_recursion_there_is_fits_the_stack() {
     runs("a long chain of references", &schema(&chain(2000, 0)));
-    is_refused("a deep chain of references", &schema(&chain(120, 60)), "schema too large");
+    runs("a deep chain of references", &schema(&chain(120, 60)));
     let result = run(&schema(&chain(4000, 0)));
     assert!(matches!(result, Err(GrammarError::TooLarge { .. })), "{result:?}");
     for (name, upper) in [("rules", false), ("terminals", true)] {

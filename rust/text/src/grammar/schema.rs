@@ -16,6 +16,10 @@ const MAX_NESTED_REFERENCES: usize = 8192;
 /// What the schema itself may not set: it would change how the schema is read.
 const OPTIONS_KEY: &str = "x-guidance";
 
+/// White space that may stand between two tokens of JSON: bounded, because models that run out of ideas go on
+/// with white space for as long as they may.
+const WHITESPACE: &str = r"[ \t]{1,32}|\r?\n[ \t]{0,64}";
+
 /// Keys whose values are data, not schemas.
 const DATA_KEYS: [&str; 5] = ["const", "default", "enum", "example", "examples"];
 /// Keys whose values are maps from names to schemas.
@@ -50,9 +54,10 @@ pub(super) fn to_grammar(
     if !options.additional_properties {
         close_objects(&mut schema);
     }
+    let default_whitespace = || options.any_whitespace.then(|| WHITESPACE.to_owned());
     let compile_options = JsonCompileOptions {
         whitespace_flexible: options.any_whitespace,
-        whitespace_pattern: options.whitespace_pattern.clone(),
+        whitespace_pattern: options.whitespace_pattern.clone().or_else(default_whitespace),
         ..JsonCompileOptions::default()
     };
     compile_options.apply_to(&mut schema);

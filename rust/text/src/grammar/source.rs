@@ -30,7 +30,7 @@ pub enum GrammarSource {
 /// How a JSON schema is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JsonOptions {
-    /// Whether white space may stand between tokens of JSON.
+    /// Whether white space may stand between tokens of JSON: some spaces, or a new line and its indentation.
     pub any_whitespace: bool,
     /// What may stand there instead, as a regular expression.
     pub whitespace_pattern: Option<String>,
