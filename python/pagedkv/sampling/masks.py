@@ -78,12 +78,18 @@ class GrammarMasks:
         """Edits some of the rows in place; see `LogitsEdit.apply`."""
         if targets.masks is None:
             return
-        words = targets.masks.words
         if logits.device.type == "cpu":
-            _core.apply_masks(logits.numpy(), rows=places, masks=words)
-            return
-        # Little-endian words hold their bits in the order of the ids.
-        bits = np.unpackbits(words.astype("<u4").view(np.uint8), axis=1, bitorder="little")
-        is_excluded = torch.from_numpy(bits[:, : logits.shape[1]] == 0).to(logits.device)
-        at = torch.from_numpy(places).to(logits.device)
-        logits[at] = logits[at].masked_fill(is_excluded, -torch.inf)
+            _core.apply_masks(logits.numpy(), rows=places, masks=targets.masks.words)
+        else:
+            exclude_with_torch(logits, places, targets.masks.words)
+
+
+def exclude_with_torch(
+    logits: torch.Tensor, places: npt.NDArray[np.int64], words: npt.NDArray[np.uint32]
+) -> None:
+    """`_core.apply_masks` in torch, on any device: its readable twin."""
+    # Little-endian words hold their bits in the order of the ids.
+    bits = np.unpackbits(words.astype("<u4").view(np.uint8), axis=1, bitorder="little")
+    is_excluded = torch.from_numpy(bits[:, : logits.shape[1]] == 0).to(logits.device)
+    at = torch.from_numpy(places).to(logits.device)
+    logits[at] = logits[at].masked_fill(is_excluded, -torch.inf)
