@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn a_clear_bit_excludes_its_token_in_its_row_alone() {
-        for vocab_size in [1, 31, 32, 33, 100] {
+        for vocab_size in [1_usize, 31, 32, 33, 100] {
             let num_words = vocab_size.div_ceil(WORD);
             let words: Vec<u32> = [0x0F0F_1234, 0, u32::MAX, 0x8000_0001, 7, 0, 1, 2]
                 .into_iter()

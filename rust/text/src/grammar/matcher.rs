@@ -158,3 +158,36 @@ fn reason_of(reason: &str) -> String {
     }
     reason.to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grammar::{GrammarCompiler, GrammarLimits, GrammarSource};
+    use crate::{Spelling, TokenTable};
+
+    #[test]
+    fn a_panic_is_an_error_of_one_line_and_other_sequences_of_the_grammar_go_on() {
+        let bytes: Vec<String> = (0..=255u8).map(|byte| format!("<0x{byte:02X}>")).collect();
+        let tokens = bytes.iter().map(|token| Some(token.as_str()));
+        let spelling =
+            Spelling::Fallback { replacements: vec![], has_byte_tokens: true, strip: None };
+        let table = TokenTable::new(spelling, tokens, |_| false).unwrap();
+        let compiler = GrammarCompiler::new(&table, 256, GrammarLimits::default()).unwrap();
+        let source = GrammarSource::Regex("[a-c]{3}".to_owned());
+        let grammar = compiler.compile(&source).unwrap();
+        let (mut lost, mut other) = (grammar.matcher(), grammar.matcher());
+        other.push(u32::from(b'a')).unwrap();
+        let message = guarded(|| lost.parser.parser.test_trigger_lexer_error()).unwrap_err();
+        assert_eq!(message, "panic: synthetic error");
+        let mut mask = [0; 8];
+        for matcher in [&mut other, &mut grammar.matcher()] {
+            assert_eq!(matcher.fill_mask(&mut mask), Ok(false));
+            assert_eq!(mask, [0, 0, 0, 0b1110, 0, 0, 0, 0]);
+            assert!(matcher.has_own_lexer);
+        }
+        for _ in 0..2 {
+            other.push(u32::from(b'b')).unwrap();
+        }
+        assert!(other.is_complete());
+    }
+}
