@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pagedkv.startup import EngineParts
     from pagedkv.tokenizer import Tokenizer
 
+
 def fit_params(params: SamplingParams, config: EngineConfig, parts: EngineParts) -> None:
     """Checks a request's own copy of its parameters, and fills what depends on the model.
 

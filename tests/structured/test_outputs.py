@@ -145,6 +145,16 @@ def test_preempted_requests_return_what_they_would_have(llm):
     assert [output.outputs for output in outputs] == [output.outputs for output in expected]
 
 
+def test_every_beam_satisfies_its_constraint(llm):
+    search = {"temperature": 0.0, "seed": None, "use_beam_search": True, "best_of": 5, "n": 5}
+    asked = [params({"regex": "(fox|hen){2,4}[a-d]"}, **search), params({"json": SCHEMA})]
+    beams, sampled = generate(llm, PROMPTS[:2], asked)
+    texts = [completion.text for completion in beams.outputs]
+    assert all(re.fullmatch("(fox|hen){2,4}[a-d]", text) for text in texts)
+    assert len(set(texts)) > 1
+    assert_satisfies_schema(sampled.outputs[0].text)
+
+
 def test_ids_alone_are_constrained_too(llm):
     (output,) = generate(llm, PROMPTS[:1], params({"choice": ["fox"]}, detokenize=False))
     assert output.outputs[0].text == ""
@@ -166,8 +176,7 @@ def test_a_stream_of_a_constrained_request_adds_up_to_its_output(llm):
     assert_satisfies_schema(text)
 
 
-def test_what_leaves_no_token_ends_that_request_alone_with_an_error(llm, monkeypatch):
-    monkeypatch.setattr("pagedkv.sampling_fit._NOT_YET", (), raising=False)
+def test_what_leaves_no_token_ends_that_request_alone_with_an_error(llm):
     impossible = params({"regex": "[xy]{9}"}, allowed_token_ids=[40, 41])
     failed, fine = generate(llm, PROMPTS[:2], [impossible, params({"choice": ["fox"]})])
     assert failed.outputs[0].finish_reason == "error"
