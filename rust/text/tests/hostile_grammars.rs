@@ -133,11 +133,8 @@ fn what_recursion_there_is_fits_the_stack() {
     assert!(matches!(result, Err(GrammarError::TooLarge { .. })), "{result:?}");
     for (name, upper) in [("rules", false), ("terminals", true)] {
         let rule = if upper { "R" } else { "r" };
-        let mut text = format!("start: {rule}0\n");
-        for i in 0..4000 {
-            text += &format!("{rule}{i}: \"a\" {rule}{}\n", i + 1);
-        }
-        text += &format!("{rule}4000: \"b\"\n");
+        let rules = (0..4000).map(|i| format!("{rule}{i}: \"a\" {rule}{}\n", i + 1));
+        let text = format!("start: {rule}0\n{}{rule}4000: \"b\"\n", rules.collect::<String>());
         runs(name, &lark(&text));
     }
     let nested = format!("start: {}\"a\"{}", "(".repeat(60), ")".repeat(60));
