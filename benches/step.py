@@ -118,6 +118,8 @@ def allocate(sizes: dict[str, int]) -> StepBuffers:
         sample_positions=zeros(rows),
         num_candidates=zeros(rows),
         block_copies=zeros(sizes["num_block_copies"], 3),
+        swap_out=zeros(0, 3),
+        swap_in=zeros(0, 3),
         slot_mapping=np.zeros((groups, tokens), dtype=np.int64),
         row_fills=np.zeros((2 * rows, 3), dtype=np.int64),
     )

@@ -593,6 +593,8 @@ class StepBuffers:
         sample_positions: npt.NDArray[np.int32],
         num_candidates: npt.NDArray[np.int32],
         block_copies: npt.NDArray[np.int32],
+        swap_out: npt.NDArray[np.int32],
+        swap_in: npt.NDArray[np.int32],
         slot_mapping: npt.NDArray[np.int64],
         row_fills: npt.NDArray[np.int64],
     ) -> StepBuffers:
@@ -616,6 +618,8 @@ class StepBuffers:
             sample_positions: [B] tokens that it generated before this one.
             num_candidates: [B] candidates wanted.
             block_copies: [C, 3] (group, from, to), made before the forward pass.
+            swap_out: [W, 3] (group, from, to host), made before everything else.
+            swap_in: [W, 3] (group, from host, to), made after that and before the copies.
             slot_mapping: [G, >= T] block * block_size + offset.
             row_fills: [2 B, 3] (row, request id, index): sequences that got a row since the last batch.
         """
@@ -689,6 +693,14 @@ class Batch:
     @property
     def num_block_copies(self) -> int:
         """Blocks to copy before the forward pass."""
+
+    @property
+    def num_swap_out(self) -> int:
+        """Blocks to move to the host, before everything else."""
+
+    @property
+    def num_swap_in(self) -> int:
+        """Blocks to move back from the host, after that and before the block copies."""
 
     @property
     def num_row_fills(self) -> int:
@@ -797,6 +809,8 @@ class Scheduler:
         enable_prefix_caching: bool = True,
         max_in_flight: int = 1,
         hash_key: int = 0,
+        num_swap_blocks: int = 0,
+        swap_cost: float = 1.0,
     ) -> Scheduler:
         """An idle scheduler.
 
@@ -812,6 +826,8 @@ class Scheduler:
             enable_prefix_caching: whether full blocks can be found again by their content.
             max_in_flight: batches scheduled before the first of them is updated: 1 or 2.
             hash_key: key of the content hash, 64 bits; tenants cannot predict collisions without it.
+            num_swap_blocks: blocks of the host that preempted requests can be moved to.
+            swap_cost: what moving a block there and back costs, in tokens computed again.
 
         Raises:
             TypeError: a setting of another type.
@@ -824,7 +840,7 @@ class Scheduler:
         """The lengths that the step arrays must have.
 
         ``num_rows`` (B), ``num_tokens`` (T), ``num_groups`` (G), ``blocks_per_row`` (M),
-        ``num_table_updates`` (U), ``num_block_copies`` (C).
+        ``num_table_updates`` (U), ``num_block_copies`` (C), ``num_swap_blocks`` (W).
         """
 
     @property

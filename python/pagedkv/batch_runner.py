@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pagedkv.sampling.sampled import SampledTokens, TopLogprobs
     from pagedkv.sampling.sampler import Sampler
     from pagedkv.step_buffers import StepArena
+    from pagedkv.swap_space import SwapSpace
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class BatchRunner:
         arena: StepArena,
         device: torch.device,
         masks: MaskSource,
+        swap: SwapSpace,
     ) -> None:
         """Keeps the parts; allocates nothing."""
         self._runner = runner
@@ -110,6 +112,7 @@ class BatchRunner:
         self._sampler = sampler
         self._arena = arena
         self._masks = masks
+        self._swap = swap
 
     def run(self, batch: Batch) -> BatchOutcome:
         """Runs a scheduled batch.
@@ -118,6 +121,8 @@ class BatchRunner:
             BaseException: what is no ``Exception``, such as KeyboardInterrupt; the batch is then to be requeued.
         """
         step = self._arena.inputs(batch, num_tokens_padded=padded_rows(batch.num_tokens))
+        # Once, whatever becomes of the forward pass: what is moved is not overwritten by moving it.
+        self._swap.move(*self._arena.swaps(batch))
         masks, failures = self._masks.fill(batch)
         targets = self._targets(batch, masks)
         reader = self._scorer.reader(step)

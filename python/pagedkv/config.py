@@ -22,6 +22,7 @@ LogprobsMode: TypeAlias = Literal[
 SCHEDULING_POLICIES = ("fcfs", "priority")
 MAX_NUM_SEQS_LIMIT = 65_536
 MAX_THREADS = 1024
+MAX_SWAP_SPACE = 1 << 20
 MAX_BATCHED_TOKENS_LIMIT = 1 << 22
 
 # Arguments of the classic API that have no effect yet, with the values that ask for nothing.
@@ -40,7 +41,6 @@ _NOT_YET: dict[str, tuple[object, ...]] = {
     "sliding_window": (None,),
     "speculative_config": (None,),
     "speculative_model": (None,),
-    "swap_space": (0, None),
     "task": (None, "auto", "generate"),
     "tensor_parallel_size": (1,),
     "tokenizer_mode": (None, "auto"),
@@ -84,6 +84,8 @@ class EngineConfig:
         max_model_len: the longest context in tokens; None for all the model is made for.
         block_size: tokens per KV block.
         kv_cache_memory_bytes: memory of the KV cache; None sizes it from what there is.
+        swap_space: GiB of the host that preempted requests move their keys and values to, where that costs less than
+            computing them again; None for 4 with a GPU and 0 on a CPU.
         gpu_memory_utilization: share of the GPU's memory that weights and KV cache may take.
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: tokens of one step; None chooses by device.
@@ -120,6 +122,7 @@ class EngineConfig:
     max_model_len: int | None = None
     block_size: int = 16
     kv_cache_memory_bytes: int | None = None
+    swap_space: float | None = None
     gpu_memory_utilization: float = 0.9
     max_num_seqs: int = 256
     max_num_batched_tokens: int | None = None
@@ -147,6 +150,9 @@ class EngineConfig:
         _check_choice("logprobs_mode", self.logprobs_mode, get_args(LogprobsMode))
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             msg = f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}"
+            raise ValueError(msg)
+        if self.swap_space is not None and not 0.0 <= self.swap_space <= MAX_SWAP_SPACE:
+            msg = f"swap_space must be from 0 to {MAX_SWAP_SPACE} GiB, got {self.swap_space}"
             raise ValueError(msg)
         _check_range("max_model_len", self.max_model_len, low=2, high=1 << 30)
         _check_range("kv_cache_memory_bytes", self.kv_cache_memory_bytes, low=1, high=1 << 50)
@@ -243,6 +249,11 @@ _TYPES: tuple[tuple[str, Callable[[object], bool], tuple[str, ...]], ...] = (
         "a number",
         lambda value: isinstance(value, Real) and not isinstance(value, bool),
         ("gpu_memory_utilization",),
+    ),
+    (
+        "a number or None",
+        lambda value: value is None or (isinstance(value, Real) and not isinstance(value, bool)),
+        ("swap_space",),
     ),
     (
         "a str",

@@ -27,6 +27,7 @@ from pagedkv.sampling.named_tokens import NamedTokens
 from pagedkv.sampling.sampler import Sampler
 from pagedkv.sequence_runner import SequenceRunner
 from pagedkv.step_buffers import StepArena
+from pagedkv.swap_space import SwapSize, SwapSpace, size_swap_space
 from pagedkv.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -168,13 +169,11 @@ def assemble(
     names = NamedTokens(
         max_num_seqs=config.max_num_seqs, reports_logits=config.logprobs_mode == "raw_logits"
     )
+    swap_size = size_swap_space(loaded, config, kv_size)
     scheduler = _create_scheduler(
-        config, loaded, kv_size, max_num_batched_tokens=max_num_batched_tokens
+        config, loaded, kv_size, swap_size, max_num_batched_tokens=max_num_batched_tokens
     )
     arena = StepArena(scheduler.sizes)
-    eos_token_ids = {*loaded.eos_token_ids, *defaults.eos_token_ids}
-    if tokenizer is not None:
-        eos_token_ids.update(tokenizer.eos_token_ids)
     return EngineParts(
         scheduler=scheduler,
         arena=arena,
@@ -186,6 +185,7 @@ def assemble(
             arena=arena,
             device=loaded.device,
             masks=MaskSource(scheduler, vocab_size=loaded.vocab_size),
+            swap=SwapSpace(kv_cache, num_blocks=swap_size.num_blocks),
         ),
         sampler=sampler,
         scorer=scorer,
@@ -194,14 +194,28 @@ def assemble(
         loaded=loaded,
         kv_cache=kv_cache,
         kv_size=kv_size,
-        eos_token_ids=tuple(sorted(t for t in eos_token_ids if t < loaded.vocab_size)),
+        eos_token_ids=_eos_token_ids(loaded, tokenizer, defaults),
         generation_defaults=defaults,
         grammars=GrammarCache(tokenizer, vocab_size=loaded.vocab_size),
     )
 
 
+def _eos_token_ids(
+    loaded: LoadedModel, tokenizer: Tokenizer | None, defaults: GenerationDefaults
+) -> tuple[int, ...]:
+    found = {*loaded.eos_token_ids, *defaults.eos_token_ids}
+    if tokenizer is not None:
+        found.update(tokenizer.eos_token_ids)
+    return tuple(sorted(token_id for token_id in found if token_id < loaded.vocab_size))
+
+
 def _create_scheduler(
-    config: EngineConfig, loaded: LoadedModel, kv_size: KvSize, *, max_num_batched_tokens: int
+    config: EngineConfig,
+    loaded: LoadedModel,
+    kv_size: KvSize,
+    swap_size: SwapSize,
+    *,
+    max_num_batched_tokens: int,
 ) -> _core.Scheduler:
     return _core.Scheduler(
         num_blocks=kv_size.num_blocks,
@@ -214,6 +228,8 @@ def _create_scheduler(
         policy=config.scheduling_policy,
         enable_prefix_caching=config.enable_prefix_caching,
         hash_key=secrets.randbits(64),
+        num_swap_blocks=swap_size.num_blocks,
+        swap_cost=swap_size.cost,
     )
 
 

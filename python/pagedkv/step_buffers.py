@@ -51,6 +51,13 @@ class StepArena:
             num_tokens_padded=num_tokens_padded,
         )
 
+    def swaps(self, batch: _core.Batch) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """[W, 3] blocks to move to the host, and [W, 3] blocks to move back after that."""
+        return (
+            self.arrays["swap_out"][: batch.num_swap_out],
+            self.arrays["swap_in"][: batch.num_swap_in],
+        )
+
     def row_fills(self, batch: _core.Batch) -> list[list[int]]:
         """[row, request id, index] of each sequence that got a row since the last batch."""
         fills: list[list[int]] = self.arrays["row_fills"][: batch.num_row_fills].tolist()
@@ -75,6 +82,8 @@ def _allocate(sizes: Mapping[str, int]) -> dict[str, npt.NDArray[Any]]:
         "sample_positions": (rows,),
         "num_candidates": (rows,),
         "block_copies": (sizes["num_block_copies"], 3),
+        "swap_out": (sizes["num_swap_blocks"], 3),
+        "swap_in": (sizes["num_swap_blocks"], 3),
     }
     arrays: dict[str, npt.NDArray[Any]] = {
         name: np.zeros(size, dtype=np.int32) for name, size in int32_shapes.items()

@@ -101,7 +101,6 @@ def test_an_unknown_argument_is_answered_with_the_nearest_known_one(name, neares
         {"pipeline_parallel_size": 2},
         {"quantization": "awq"},
         {"enable_lora": True},
-        {"swap_space": 4},
         {"kv_cache_dtype": "fp8"},
         {"speculative_config": {"method": "ngram"}},
     ],

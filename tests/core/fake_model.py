@@ -37,6 +37,8 @@ def allocate_arrays(sizes, *, num_padded=0):
         "block_tables": (groups, rows, sizes["blocks_per_row"]),
         "table_updates": (sizes["num_table_updates"], 4),
         "row_forks": (2 * rows, 2),
+        "swap_out": (sizes["num_swap_blocks"], 3),
+        "swap_in": (sizes["num_swap_blocks"], 3),
         "block_copies": (sizes["num_block_copies"], 3),
     }
     arrays = {name: np.full(shape, -9, np.int32) for name, shape in shapes.items()}
@@ -73,6 +75,7 @@ class FakeModel:
     def run(self, batch, arrays):
         """Runs a batch; returns the sampled tokens [S]."""
         self.follow_log(batch, arrays)
+        assert batch.num_swap_out == batch.num_swap_in == 0
         self.store.copy_blocks(arrays["block_copies"][: batch.num_block_copies].tolist())
         for row, request_id, index in arrays["row_fills"][: batch.num_row_fills].tolist():
             self.owner_of_row[row] = (request_id, index)

@@ -20,6 +20,8 @@ SETTINGS = {
     "max_num_seqs": 4,
     "max_num_batched_tokens": 16,
     "max_model_len": 32,
+    "num_swap_blocks": 2,
+    "swap_cost": 1e9,
 }
 
 

@@ -13,6 +13,7 @@ from pagedkv.prompt_logprobs import PromptScorer
 from pagedkv.sampling.masks import MaskSource
 from pagedkv.sampling.named_tokens import NamedTokens
 from pagedkv.sampling.sampler import Sampler
+from pagedkv.swap_space import SwapSpace
 
 VOCAB = 50
 
@@ -79,8 +80,15 @@ class Arena:
             "num_candidates": np.ones(count, dtype=np.int32),
         }
 
+    def swaps(self, batch):
+        return np.zeros((0, 3), np.int32), np.zeros((0, 3), np.int32)
+
     def inputs(self, batch, *, num_tokens_padded):
         return self.step
+
+
+class NoCache:
+    keys = values = ()
 
 
 class Batch:
@@ -127,6 +135,7 @@ def run(runner, step, *, params=None):
         arena=Arena(step),
         device=torch.device("cpu"),
         masks=MaskSource(None, vocab_size=VOCAB),
+        swap=SwapSpace(NoCache(), num_blocks=0),
     )
     return batches.run(Batch())
 

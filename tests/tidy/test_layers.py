@@ -37,6 +37,7 @@ LAYERS = [
     {"prompt_logprobs"},
     {"kv_cache", "kv_sizing", "request_state", "step_events"},
     {"model_runner", "sequence_runner"},
+    {"swap_space"},
     {"batch_runner"},
     {"startup", "sampling_fit", "admission"},
     {"engine"},

@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 
 use crate::views::borrow_mut;
 
-const NUM_INT32: usize = 15;
+const NUM_INT32: usize = 17;
 const NUM_INT64: usize = 2;
 
 /// Names in the order of the constructor; the 64-bit arrays come last.
@@ -29,11 +29,13 @@ const NAMES: [&str; NUM_INT32 + NUM_INT64] = [
     "sample_positions",
     "num_candidates",
     "block_copies",
+    "swap_out",
+    "swap_in",
     "slot_mapping",
     "row_fills",
 ];
 const BLOCK_TABLES: usize = 6;
-const SLOT_MAPPING: usize = 15;
+const SLOT_MAPPING: usize = 17;
 
 /// The shape that each array needs.
 fn shapes(sizes: &StepSizes) -> [Vec<usize>; NAMES.len()] {
@@ -54,6 +56,8 @@ fn shapes(sizes: &StepSizes) -> [Vec<usize>; NAMES.len()] {
         vec![rows],
         vec![rows],
         vec![sizes.num_block_copies, 3],
+        vec![sizes.num_swap_blocks, 3],
+        vec![sizes.num_swap_blocks, 3],
         vec![groups, tokens],
         vec![2 * rows, 3],
     ]
@@ -72,7 +76,7 @@ impl StepBuffers {
     #[pyo3(signature = (
         *, row_ids, query_start_loc, seq_lens, input_ids, input_source, positions, block_tables,
         table_updates, row_forks, logits_indices, sample_rows, sample_index, sample_positions,
-        num_candidates, block_copies, slot_mapping, row_fills
+        num_candidates, block_copies, swap_out, swap_in, slot_mapping, row_fills
     ))]
     #[expect(clippy::too_many_arguments, reason = "one per array, by keyword")]
     fn new(
@@ -92,6 +96,8 @@ impl StepBuffers {
         sample_positions: Py<PyUntypedArray>,
         num_candidates: Py<PyUntypedArray>,
         block_copies: Py<PyUntypedArray>,
+        swap_out: Py<PyUntypedArray>,
+        swap_in: Py<PyUntypedArray>,
         slot_mapping: Py<PyUntypedArray>,
         row_fills: Py<PyUntypedArray>,
     ) -> PyResult<Self> {
@@ -112,6 +118,8 @@ impl StepBuffers {
                 sample_positions,
                 num_candidates,
                 block_copies,
+                swap_out,
+                swap_in,
                 slot_mapping,
                 row_fills,
             ],
@@ -211,6 +219,8 @@ impl BorrowedBuffers<'_> {
             sample_positions: next()?,
             num_candidates: next()?,
             block_copies: next()?,
+            swap_out: next()?,
+            swap_in: next()?,
             slot_mapping: slice(slot_mapping)?,
             slot_stride,
             row_fills: slice(row_fills)?,

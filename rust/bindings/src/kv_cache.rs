@@ -84,6 +84,7 @@ impl KvCacheManager {
             max_model_len: max_model_len.within("max_model_len", 1..=MAX_SIZE)?,
             enable_prefix_caching,
             hash_key: hash_key.0,
+            num_swap_blocks: 0,
             hash_bits: hash_bits.within("hash_bits", 1..=64)?,
         };
         if !config.block_size.is_power_of_two() {

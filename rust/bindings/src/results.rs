@@ -70,6 +70,18 @@ impl Batch {
         self.batch.num_block_copies
     }
 
+    /// Blocks to move to the host.
+    #[getter]
+    fn num_swap_out(&self) -> u32 {
+        self.batch.num_swap_out
+    }
+
+    /// Blocks to move back.
+    #[getter]
+    fn num_swap_in(&self) -> u32 {
+        self.batch.num_swap_in
+    }
+
     /// Sequences that got a row.
     #[getter]
     fn num_row_fills(&self) -> u32 {
@@ -131,6 +143,9 @@ impl StepOutput {
     }
 }
 
+/// Log-probability, rank, and the most likely tokens with theirs.
+type TokenLogprob = (f32, u32, Vec<(u32, f32)>);
+
 /// A sequence that has ended.
 #[pyclass(frozen, get_all, module = "pagedkv._core")]
 pub(crate) struct SequenceResult {
@@ -145,7 +160,7 @@ pub(crate) struct SequenceResult {
     /// Of beams: the sum, divided by the length to the power of the length penalty.
     score: Option<f32>,
     /// Of beams: log-probability, rank and the most likely tokens, for each token.
-    logprobs: Option<Vec<(f32, u32, Vec<(u32, f32)>)>>,
+    logprobs: Option<Vec<TokenLogprob>>,
     /// `stop`, `length` or `abort`.
     finish_reason: &'static str,
     /// The ending id or stop string of the request that ended it.

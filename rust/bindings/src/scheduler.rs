@@ -54,9 +54,11 @@ impl Scheduler {
     #[pyo3(signature = (
         *, num_blocks, block_size, kv_groups, max_num_seqs, max_num_batched_tokens, max_model_len,
         max_num_waiting=Int::of(DEFAULT_MAX_NUM_WAITING), policy="fcfs", enable_prefix_caching=true,
-        max_in_flight=Int::of(1), hash_key=HashKey(0)
+        max_in_flight=Int::of(1), hash_key=HashKey(0),
+        num_swap_blocks=Int::of(0), swap_cost=1.0
     ), text_signature = "(*, num_blocks, block_size, kv_groups, max_num_seqs, max_num_batched_tokens, max_model_len, \
-        max_num_waiting=1048576, policy='fcfs', enable_prefix_caching=True, max_in_flight=1, hash_key=0)")]
+        max_num_waiting=1048576, policy='fcfs', enable_prefix_caching=True, max_in_flight=1, hash_key=0, \
+        num_swap_blocks=0, swap_cost=1.0)")]
     #[expect(clippy::too_many_arguments, reason = "one per setting, by keyword")]
     #[expect(clippy::needless_pass_by_value, reason = "PyO3 extracts owned lists")]
     fn new(
@@ -71,9 +73,16 @@ impl Scheduler {
         enable_prefix_caching: bool,
         max_in_flight: Int,
         hash_key: HashKey,
+        num_swap_blocks: Int,
+        swap_cost: f64,
     ) -> PyResult<Self> {
+        if !(swap_cost.is_finite() && swap_cost >= 0.0) {
+            let message = format!("swap_cost must be 0 or more and finite, got {swap_cost}");
+            return Err(PyValueError::new_err(message));
+        }
         let cache = CacheConfig {
             num_blocks: num_blocks.within("num_blocks", 0..=MAX_SIZE)?,
+            num_swap_blocks: num_swap_blocks.within("num_swap_blocks", 0..=MAX_SIZE)?,
             block_size: block_size.within("block_size", 1..=MAX_SIZE)?,
             groups: self::kv_groups(&kv_groups)?,
             num_rows: max_num_seqs.within("max_num_seqs", 0..=MAX_SIZE)?,
@@ -89,6 +98,7 @@ impl Scheduler {
                 .within("max_num_batched_tokens", 0..=MAX_SIZE)?,
             max_num_waiting: max_num_waiting.within("max_num_waiting", 0..=MAX_SIZE)?,
             policy: policy_of(policy)?,
+            swap_cost,
             max_in_flight: max_in_flight.within("max_in_flight", 0..=MAX_SIZE)?,
         };
         let state = State {
@@ -112,6 +122,7 @@ impl Scheduler {
         entries.set_item("blocks_per_row", sizes.blocks_per_row)?;
         entries.set_item("num_table_updates", sizes.num_table_updates)?;
         entries.set_item("num_block_copies", sizes.num_block_copies)?;
+        entries.set_item("num_swap_blocks", sizes.num_swap_blocks)?;
         Ok(entries)
     }
 
