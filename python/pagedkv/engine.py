@@ -307,7 +307,7 @@ class LLMEngine:
                 state.metrics.first_scheduled_time = now
             is_read = needs_token_ids(state.params)
             output_ids = parts.scheduler.output_token_ids(core_id, index) if is_read else None
-            parts.scorer.fill_row(row, state.unscored_prompt, state.params.prompt_logprobs or 0)
+            parts.scorer.fill_row(row, state.unscored_prompt, state.params)
             parts.names.fill_row(row, state.params.logprob_token_ids)
             parts.sampler.fill_row(
                 row,

@@ -118,11 +118,7 @@ class Report(Protocol):
 
     @property
     def top(self) -> MostLikely:
-        """The others."""
-
-
-class SampleReport(Report, Protocol):
-    """The same of a token that was sampled."""
+        """The most likely ones in its place."""
 
     @property
     def named(self) -> Sequence[tuple[int, float, int]]:
@@ -130,10 +126,10 @@ class SampleReport(Report, Protocol):
 
 
 def sample_logprobs(
-    reports: Iterable[SampleReport], decode_token: Callable[[int], str] | None, *, is_flat: bool
+    reports: Iterable[Report], decode_token: Callable[[int], str] | None, *, is_flat: bool
 ) -> SampleLogprobs:
     """The positions of generated tokens as they are returned."""
-    positions = (_sample_entries(report, decode_token) for report in reports)
+    positions = (_entries(report, decode_token) for report in reports)
     if not is_flat:
         return list(positions)
     flat = FlatLogprobs()
@@ -143,34 +139,31 @@ def sample_logprobs(
 
 
 def prompt_logprobs(
-    reports: Iterable[Report], decode_token: Callable[[int], str] | None, *, is_flat: bool
+    reports: Iterable[Report],
+    decode_token: Callable[[int], str] | None,
+    *,
+    num_missing: int,
+    is_flat: bool,
 ) -> PromptLogprobs:
-    """The positions of a prompt as they are returned: one without entries, then the reports."""
+    """The positions of a prompt as they are returned: ``num_missing`` without entries, then the reports."""
     positions = (_entries(report, decode_token) for report in reports)
     if not is_flat:
-        return [None, *positions]
+        return [*([None] * num_missing), *positions]
     flat = FlatLogprobs()
-    flat.append(())
+    for _ in range(num_missing):
+        flat.append(())
     for entries in positions:
         flat.append(entries.items())
     return flat
 
 
 def _entries(report: Report, decode_token: Callable[[int], str] | None) -> dict[int, Logprob]:
-    """A token's own log-probability, then those of the most likely ones."""
+    """A token's own log-probability, those of the most likely ones, those of named ones."""
     own = _logprob(report.token_id, report.logprob, report.top.rank, decode_token)
     found = {report.token_id: own}
     best = zip(report.top.token_ids, report.top.logprobs, strict=True)
     for rank, (token_id, logprob) in enumerate(best, start=1):
         found.setdefault(token_id, _logprob(token_id, logprob, rank, decode_token))
-    return found
-
-
-def _sample_entries(
-    report: SampleReport, decode_token: Callable[[int], str] | None
-) -> dict[int, Logprob]:
-    """The same, then those of named tokens."""
-    found = _entries(report, decode_token)
     for token_id, logprob, rank in report.named:
         found.setdefault(token_id, _logprob(token_id, logprob, rank, decode_token))
     return found

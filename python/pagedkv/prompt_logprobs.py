@@ -9,12 +9,14 @@ import numpy as np
 import torch
 
 from pagedkv.sampling.logprobs import top_logprobs
+from pagedkv.sampling.named_tokens import NamedToken, read_named
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pagedkv.attention.base import StepInputs
     from pagedkv.sampling.sampled import TopLogprobs
+    from pagedkv.sampling_params import SamplingParams
 
 # Logits are worked on in runs of rows of at most this many numbers, which bounds the memory beside the step's own.
 _MAX_CHUNK_ELEMENTS = 1 << 22
@@ -30,6 +32,7 @@ class PromptScore:
         token_id: the token.
         logprob: its log-probability after the tokens before it.
         top: its rank and the most likely tokens in its place.
+        named: what is reported of the tokens that the request names.
     """
 
     row: int
@@ -37,6 +40,7 @@ class PromptScore:
     token_id: int
     logprob: float
     top: TopLogprobs
+    named: list[NamedToken]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,6 +60,7 @@ class PromptReader:
     positions: npt.NDArray[np.int64]
     token_ids: npt.NDArray[np.int64]
     num_logprobs: npt.NDArray[np.int32]
+    names: dict[int, torch.Tensor]
     reports_logits: bool
     scores: list[PromptScore] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
@@ -83,8 +88,14 @@ class PromptReader:
                     token_id=int(self.token_ids[place]),
                     logprob=value,
                     top=report,
+                    named=self._named(logits[report.sample], row),
                 )
             )
+
+    def _named(self, logits: torch.Tensor, row: int) -> list[NamedToken]:
+        if row not in self.names:
+            return []
+        return read_named(logits, self.names[row], reports_logits=self.reports_logits)
 
 
 class PromptScorer:
@@ -101,15 +112,24 @@ class PromptScorer:
         self._chunk_rows = max(1, _MAX_CHUNK_ELEMENTS // vocab_size)
         self._reports_logits = logprobs_mode.endswith("logits")
         self._num_logprobs = np.full(max_num_seqs, -1, dtype=np.int32)
+        self._first = np.ones(max_num_seqs, dtype=np.int64)
         self._prompts: dict[int, npt.NDArray[np.int64]] = {}
+        self._names: dict[int, torch.Tensor] = {}
 
-    def fill_row(self, row: int, prompt_token_ids: list[int] | None, num_logprobs: int) -> None:
-        """Says what the sequence in ``row`` is to report: None for nothing."""
+    def fill_row(
+        self, row: int, prompt_token_ids: list[int] | None, params: SamplingParams
+    ) -> None:
+        """Says what the sequence in ``row`` is to report of its prompt: None for nothing."""
         self._prompts.pop(row, None)
+        self._names.pop(row, None)
         self._num_logprobs[row] = -1
-        if prompt_token_ids is not None:
-            self._num_logprobs[row] = num_logprobs
-            self._prompts[row] = np.asarray(prompt_token_ids, dtype=np.int64)
+        if prompt_token_ids is None or params.prompt_logprobs is None:
+            return
+        self._num_logprobs[row] = params.prompt_logprobs
+        self._first[row] = params.first_reported
+        self._prompts[row] = np.asarray(prompt_token_ids, dtype=np.int64)
+        if params.prompt_logprob_token_ids:
+            self._names[row] = torch.tensor(params.prompt_logprob_token_ids, dtype=torch.long)
 
     def reader(self, step: StepInputs) -> PromptReader | None:
         """What is to be read of a step, on the CPU; None of most steps."""
@@ -122,8 +142,9 @@ class PromptScorer:
             prompt = self._prompts[int(row_ids[place])]
             indices = np.arange(starts[place], starts[place + 1], dtype=np.int64)
             # The last token of a prompt predicts what is sampled.
-            indices = indices[positions[indices] < prompt.size - 1]
             targets = positions[indices].astype(np.int64) + 1
+            is_read = (targets >= self._first[row_ids[place]]) & (targets < prompt.size)
+            indices, targets = indices[is_read], targets[is_read]
             rows = np.full(indices.size, row_ids[place], dtype=np.int64)
             found.append((indices, rows, targets, prompt[targets]))
         if not sum(indices.size for indices, *_ in found):
@@ -136,5 +157,6 @@ class PromptScorer:
             positions=targets,
             token_ids=token_ids,
             num_logprobs=self._num_logprobs[rows],
+            names=self._names,
             reports_logits=self._reports_logits,
         )

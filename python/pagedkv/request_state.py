@@ -127,7 +127,8 @@ class RequestState:
 
     @property
     def _is_prompt_scored(self) -> bool:
-        return len(self.prompt_scores) == len(self.prompt_token_ids) - 1
+        num_reported = len(self.prompt_token_ids) - self.params.first_reported
+        return len(self.prompt_scores) >= num_reported
 
     def note_delta(
         self,
@@ -288,9 +289,13 @@ class RequestState:
         if self.params.prompt_logprobs is None or not self._is_prompt_scored:
             return None
         if self.prompt_logprobs is None:
-            scores = (self.prompt_scores[i] for i in range(1, len(self.prompt_token_ids)))
+            num_tokens = len(self.prompt_token_ids)
+            first = min(self.params.first_reported, num_tokens)
             self.prompt_logprobs = prompt_logprobs(
-                scores, decode_token, is_flat=self.params.flat_logprobs
+                (self.prompt_scores[position] for position in range(first, num_tokens)),
+                decode_token,
+                num_missing=first,
+                is_flat=self.params.flat_logprobs,
             )
         elif self.params.output_kind is RequestOutputKind.DELTA:
             return None

@@ -47,6 +47,7 @@ TYPES: tuple[tuple[str, Callable[[object], bool], tuple[str, ...]], ...] = (
             "max_tokens",
             "logprobs",
             "prompt_logprobs",
+            "prompt_logprob_start",
             "truncate_prompt_tokens",
             "stream_interval",
         ),
@@ -202,4 +203,27 @@ def check_penalties(*, presence: float, frequency: float, repetition: float) -> 
             raise ValueError(msg)
     if not math.isfinite(repetition) or repetition <= 0.0:
         msg = f"repetition_penalty must be greater than zero, got {repetition}"
+        raise ValueError(msg)
+
+
+def check_seed(seed: int | None) -> None:
+    """Checks a request's seed.
+
+    Raises:
+        ValueError: it has more than 64 bits.
+    """
+    if seed is not None and not -(2**63) <= seed < 2**63:
+        msg = f"seed must be a signed 64-bit integer, got {seed}"
+        raise ValueError(msg)
+
+
+def check_report(name: str, value: int | None, *, lowest: int) -> None:
+    """Checks how much is reported, or from where.
+
+    Raises:
+        ValueError: it is below ``lowest``, which is -1 where that means the whole vocabulary.
+    """
+    if value is not None and value < lowest:
+        remedy = "; -1 means the whole vocabulary" if lowest == -1 else ""
+        msg = f"{name} must be non-negative, got {value}{remedy}"
         raise ValueError(msg)

@@ -73,6 +73,8 @@ def _check_limits(params: SamplingParams, config: EngineConfig, vocab_size: int)
     if params.logprob_token_ids and params.logprobs is None:
         # The chosen token is reported beside the named ones.
         params.logprobs = 0
+    if params.prompt_logprob_token_ids and params.prompt_logprobs is None:
+        params.prompt_logprobs = 0
     limit = vocab_size if config.max_logprobs == -1 else config.max_logprobs
     for name in ("logprobs", "prompt_logprobs"):
         count = getattr(params, name)
@@ -87,7 +89,13 @@ def _check_limits(params: SamplingParams, config: EngineConfig, vocab_size: int)
 
 def _check_ids(params: SamplingParams, vocab_size: int) -> None:
     # Sets and maxima, not loops: there may be as many entries as tokens.
-    for name in ("stop_token_ids", "allowed_token_ids", "logit_bias", "logprob_token_ids"):
+    for name in (
+        "stop_token_ids",
+        "allowed_token_ids",
+        "logit_bias",
+        "logprob_token_ids",
+        "prompt_logprob_token_ids",
+    ):
         token_ids = getattr(params, name)
         if token_ids and (highest := max(token_ids)) >= vocab_size:
             place = ""

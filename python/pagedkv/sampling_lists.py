@@ -98,14 +98,14 @@ def checked_allowed_ids(value: Any) -> list[int] | None:
     return sorted(set(token_ids))
 
 
-def checked_named_ids(value: Any) -> list[int] | None:
+def checked_named_ids(name: str, value: Any) -> list[int] | None:
     """The ids that are reported whatever is sampled, each once; None for none.
 
     Raises:
         TypeError: no list of ints.
         ValueError: a negative id, or too many of them.
     """
-    token_ids = checked_ids("logprob_token_ids", value, max_ids=MAX_NAMED_IDS)
+    token_ids = checked_ids(name, value, max_ids=MAX_NAMED_IDS)
     return list(dict.fromkeys(token_ids)) or None
 
 
@@ -137,6 +137,21 @@ def checked_logit_bias(value: Any) -> dict[int, float] | None:
         raise ValueError(msg)
     limit = LOGIT_BIAS_LIMIT
     return {key: float(min(limit, max(-limit, bias))) for key, bias in value.items()}
+
+
+def check_masks(allowed: list[int] | None, logit_bias: dict[int, float] | None) -> None:
+    """Checks that not every allowed token is biased away.
+
+    Raises:
+        ValueError: each of them is.
+    """
+    bias = logit_bias or {}
+    if allowed and all(bias.get(token_id) == -LOGIT_BIAS_LIMIT for token_id in allowed):
+        msg = (
+            "allowed_token_ids leaves no token to generate: logit_bias is "
+            f"-{LOGIT_BIAS_LIMIT:g} for each of them"
+        )
+        raise ValueError(msg)
 
 
 def _bias_id(key: Any) -> int:

@@ -16,15 +16,17 @@ from pagedkv.sampling_checks import (
     check_distribution,
     check_max_tokens,
     check_penalties,
+    check_report,
+    check_seed,
     check_types,
     refuse_later,
     refuse_out_of_scope,
 )
 from pagedkv.sampling_lists import (
-    LOGIT_BIAS_LIMIT,
     MAX_BAD_WORDS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
+    check_masks,
     checked_allowed_ids,
     checked_ids,
     checked_logit_bias,
@@ -56,8 +58,6 @@ MAX_N = 16_384
 
 # Fields that have no effect yet, with the values that ask for nothing.
 _NOT_YET: dict[str, tuple[object, ...]] = {
-    "prompt_logprob_start": (None, 0),
-    "prompt_logprob_token_ids": (None,),
     "repetition_detection": (None,),
     "thinking_token_budget": (None, -1),
     "trace_decode_token_ids": (None,),
@@ -118,6 +118,8 @@ class SamplingParams:
             one; -1 for the whole vocabulary.
         logprob_token_ids: at most 128 ids whose log-probabilities are reported at each position.
         prompt_logprobs: the same for the tokens of the prompt, which is then computed anew.
+        prompt_logprob_token_ids: ids that are reported at each position of the prompt.
+        prompt_logprob_start: the first position of the prompt that is reported.
         flat_logprobs: reports both in flat lists, see `FlatLogprobs`.
         detokenize: False returns ids only.
         skip_special_tokens: leaves special tokens out of the text.
@@ -242,6 +244,11 @@ class SamplingParams:
         return not self.skip_reading_prefix_cache
 
     @property
+    def first_reported(self) -> int:
+        """The first position of the prompt whose token is reported, where ``prompt_logprobs`` is set."""
+        return max(1, self.prompt_logprob_start or 0)
+
+    @property
     def is_greedy(self) -> bool:
         """Whether the most likely token is taken."""
         return self.temperature < GREEDY_TEMPERATURE
@@ -282,7 +289,7 @@ class SamplingParams:
         else:
             check_without_beams(self)
         check_best_of(self)
-        self._verify_masks()
+        check_masks(self.allowed_token_ids, self.logit_bias)
         if self.stop and not self.detokenize:
             msg = (
                 "stop strings are only supported when detokenize is True. "
@@ -297,7 +304,8 @@ class SamplingParams:
             "stop_token_ids", self.stop_token_ids, max_ids=MAX_STOP_TOKEN_IDS
         )
         self.bad_words = checked_strings("bad_words", self.bad_words, max_strings=MAX_BAD_WORDS)
-        self.logprob_token_ids = checked_named_ids(self.logprob_token_ids)
+        for name in ("logprob_token_ids", "prompt_logprob_token_ids"):
+            setattr(self, name, checked_named_ids(name, getattr(self, name)))
         self.logit_bias = checked_logit_bias(self.logit_bias)
         self.allowed_token_ids = checked_allowed_ids(self.allowed_token_ids)
         self.logits_processors = checked_processors(self.logits_processors)
@@ -339,11 +347,9 @@ class SamplingParams:
                 f"max_tokens={self.max_tokens}, got {self.min_tokens}"
             )
             raise ValueError(msg)
-        for name in ("logprobs", "prompt_logprobs"):
-            value = getattr(self, name)
-            if value is not None and value < -1:
-                msg = f"{name} must be non-negative, got {value}; -1 means the whole vocabulary"
-                raise ValueError(msg)
+        for name in ("logprobs", "prompt_logprobs", "prompt_logprob_start"):
+            lowest = 0 if name == "prompt_logprob_start" else -1
+            check_report(name, getattr(self, name), lowest=lowest)
 
     def _verify_distribution(self) -> None:
         check_distribution(
@@ -354,19 +360,7 @@ class SamplingParams:
             frequency=self.frequency_penalty,
             repetition=self.repetition_penalty,
         )
-        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
-            msg = f"seed must be a signed 64-bit integer, got {self.seed}"
-            raise ValueError(msg)
-
-    def _verify_masks(self) -> None:
-        bias = self.logit_bias or {}
-        allowed = self.allowed_token_ids
-        if allowed and all(bias.get(token_id) == -LOGIT_BIAS_LIMIT for token_id in allowed):
-            msg = (
-                "allowed_token_ids leaves no token to generate: logit_bias is "
-                f"-{LOGIT_BIAS_LIMIT:g} for each of them"
-            )
-            raise ValueError(msg)
+        check_seed(self.seed)
 
 
 def _output_kind(value: Any) -> RequestOutputKind:

@@ -179,9 +179,34 @@ def test_named_tokens_are_reported_at_every_position_whatever_is_sampled(exact_l
             assert [entries[token_id].rank for token_id in named] == pytest.approx(ranks, abs=1)
 
 
+def test_some_tokens_and_some_rows_of_a_prompt_can_be_asked_for(exact_llm, reference):
+    prompt, named = list(range(100, 120)), [3, 900]
+    for arguments in ({}, {"prompt_logprobs": 0}):
+        output = run(
+            exact_llm,
+            prompt,
+            prompt_logprob_token_ids=named,
+            prompt_logprob_start=15,
+            **arguments,
+        )
+        assert output.prompt_logprobs[:15] == [None] * 15
+        assert len(output.prompt_logprobs) == 20
+        logprobs = expected_logits(reference, prompt).log_softmax(dim=1)
+        for position in range(15, 20):
+            entries, wanted = output.prompt_logprobs[position], [prompt[position], *named]
+            assert set(entries) == set(wanted)
+            assert [entries[token_id].logprob for token_id in wanted] == pytest.approx(
+                logprobs[position - 1, wanted].tolist(), abs=2e-4
+            )
+    beyond = run(exact_llm, prompt, prompt_logprobs=1, prompt_logprob_start=99)
+    assert beyond.prompt_logprobs == [None] * 20
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"prompt_logprob_token_ids": [1024]}, "prompt_logprob_token_ids holds token id 1024"),
+        ({"prompt_logprob_start": -1}, "prompt_logprob_start must be non-negative, got -1"),
         ({"logprob_token_ids": [1024]}, "logprob_token_ids holds token id 1024 at position 0"),
         ({"logprob_token_ids": range(129)}, "logprob_token_ids takes at most 128 ids, got 129"),
         (

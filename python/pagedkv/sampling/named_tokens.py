@@ -51,12 +51,20 @@ class NamedTokens:
             targets: [S], for whom.
         """
         return {
-            sample: self._read(logits[sample], self._names[int(targets.rows[sample])])
+            sample: read_named(
+                logits[sample],
+                self._names[int(targets.rows[sample])],
+                reports_logits=self._reports_logits,
+            )
             for sample in np.flatnonzero(self._has_names[targets.rows]).tolist()
         }
 
-    def _read(self, logits: torch.Tensor, token_ids: torch.Tensor) -> list[NamedToken]:
-        own = logits[token_ids.to(logits.device)]
-        ranks = (logits > own.unsqueeze(1)).sum(dim=1) + 1
-        values = own if self._reports_logits else own - logits.logsumexp(dim=0)
-        return list(map(NamedToken, token_ids.tolist(), values.tolist(), ranks.tolist()))
+
+def read_named(
+    logits: torch.Tensor, token_ids: torch.Tensor, *, reports_logits: bool
+) -> list[NamedToken]:
+    """What the logits [V] float32 of one position say of the ids [K] int64."""
+    own = logits[token_ids.to(logits.device)]
+    ranks = (logits > own.unsqueeze(1)).sum(dim=1) + 1
+    values = own if reports_logits else own - logits.logsumexp(dim=0)
+    return list(map(NamedToken, token_ids.tolist(), values.tolist(), ranks.tolist()))
