@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pagedkv.beam_checks import check_early_stopping, check_length_penalty
 from pagedkv.errors import unknown_parameter
 from pagedkv.sampling_checks import at_least_one, check_max_tokens, check_types
-from pagedkv.sampling_lists import checked_allowed_ids, checked_structure
+from pagedkv.sampling_lists import checked_allowed_ids
 from pagedkv.sampling_params import SamplingParams, TokenIds
+from pagedkv.structured_outputs import checked_structure
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -82,7 +83,7 @@ class BeamSearchParams:
         check_early_stopping(self.early_stopping)
         check_length_penalty(self.length_penalty)
         self.allowed_token_ids = checked_allowed_ids(self.allowed_token_ids)
-        self.structured_outputs = checked_structure("structured_outputs", self.structured_outputs)
+        self.structured_outputs = checked_structure(self.structured_outputs)
 
     def sampling_params(self) -> SamplingParams:
         """The same as `SamplingParams`; one beam is the most likely token each time."""

@@ -16,9 +16,6 @@ MAX_LOGIT_BIAS_ENTRIES = 300_000
 MAX_NAMED_IDS = 128
 LOGIT_BIAS_LIMIT = 100.0
 
-STRUCTURED_KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
-"""What an output can be constrained by; a request takes one of them."""
-
 
 def as_list(name: str, value: Any, *, wrap: type | None) -> list[Any]:
     """A list of what was given as one value of type ``wrap``, a sequence, a set (sorted) or None (empty).
@@ -180,27 +177,3 @@ def checked_processors(value: Any) -> list[Callable[..., Any]] | None:
     for i, processor in enumerate(processors):
         require(f"logits_processors[{i}]", processor, "a callable", callable)
     return processors or None
-
-
-def checked_structure(name: str, value: Any) -> Any:
-    """What constrains an output: an object that checks itself, or a dict that names one kind of `STRUCTURED_KINDS`.
-
-    Raises:
-        TypeError: something else.
-        ValueError: no kind, or several of them.
-    """
-    if value is None:
-        return None
-    if callable(verify := getattr(value, "verify", None)):
-        verify()
-        return value
-    if not isinstance(value, Mapping):
-        msg = f"{name} must be a StructuredOutputsParams or a dict, got {value!r}"
-        raise TypeError(msg)
-    given = {key: entry for key, entry in value.items() if entry not in (None, False)}
-    kinds = [kind for kind in STRUCTURED_KINDS if kind in given]
-    if len(kinds) != 1:
-        known = ", ".join(STRUCTURED_KINDS)
-        msg = f"{name} takes exactly one of {known}, got {', '.join(kinds) or 'none'}"
-        raise ValueError(msg)
-    return given

@@ -33,8 +33,8 @@ from pagedkv.sampling_lists import (
     checked_named_ids,
     checked_processors,
     checked_strings,
-    checked_structure,
 )
+from pagedkv.structured_outputs import checked_structure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -314,7 +314,7 @@ class SamplingParams:
             raise ValueError(msg)
         if self.guided_decoding is not None:
             self.structured_outputs, self.guided_decoding = self.guided_decoding, None
-        self.structured_outputs = checked_structure("structured_outputs", self.structured_outputs)
+        self.structured_outputs = checked_structure(self.structured_outputs)
         self.output_kind = _output_kind(self.output_kind)
         if self.top_k == -1:
             self.top_k = 0

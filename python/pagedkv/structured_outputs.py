@@ -158,6 +158,21 @@ class StructuredOutputsParams:
             raise ValueError(msg)
 
 
+def checked_structure(
+    value: StructuredOutputsParams | Mapping[str, Any] | None,
+) -> StructuredOutputsParams | None:
+    """What a field ``structured_outputs`` holds, checked; None for no constraint.
+
+    Raises:
+        TypeError, ValueError: as for `StructuredOutputsParams.of`.
+    """
+    if value is None:
+        return None
+    params = StructuredOutputsParams.of(value)
+    params.verify()
+    return params
+
+
 def _schema_text(schema: Any) -> str:
     if isinstance(schema, str):
         return _text("json", schema)

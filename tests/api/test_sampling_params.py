@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from pagedkv import SamplingParams
+from pagedkv import SamplingParams, StructuredOutputsParams
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_clone_of_every_field_can_be_changed_without_changing_the_original():
     clone.logit_bias[2] = 1.0
     clone.allowed_token_ids.append(3)
     clone.logits_processors.append(len)
-    clone.structured_outputs["choice"].append("b")
+    clone.structured_outputs.choice.append("b")
     clone.extra_args["a"].append(2)
     assert repr(params) == before
 
@@ -224,29 +224,35 @@ def test_every_spelling_of_a_constraint_is_the_same(arguments):
     )
 
 
-@pytest.mark.parametrize("kind", ["regex", "choice", "grammar", "json_object"])
-def test_every_earlier_kind_of_constraint_is_known(kind):
-    params = SamplingParams(**{f"guided_{kind}": ["a"]})
-    assert params.structured_outputs == {kind: ["a"]}
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("regex", "a+"), ("choice", ["a"]), ("grammar", 'start: "a"'), ("json_object", True)],
+)
+def test_every_earlier_kind_of_constraint_is_known(kind, value):
+    params = SamplingParams(**{f"guided_{kind}": value})
+    assert params.structured_outputs == StructuredOutputsParams(**{kind: value})
 
 
-def test_a_constraint_of_its_own_class_checks_itself():
-    class Constraint:
-        def verify(self):
-            msg = "own message"
-            raise ValueError(msg)
-
-    with pytest.raises(ValueError, match="own message"):
-        SamplingParams(structured_outputs=Constraint())
+def test_a_constraint_that_was_reassigned_is_checked_again():
+    params = SamplingParams(structured_outputs=StructuredOutputsParams(regex="a"))
+    params.structured_outputs.regex = ""
+    with pytest.raises(ValueError, match="regex is empty"):
+        params.verify()
+    params.structured_outputs = {"choice": ["a"]}
+    params.verify()
+    assert params.structured_outputs == StructuredOutputsParams(choice=["a"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"structured_outputs": {}}, "structured_outputs takes exactly one of json, .*, got none"),
+        (
+            {"structured_outputs": {}},
+            "StructuredOutputsParams takes exactly one of json, .*, got none",
+        ),
         (
             {"structured_outputs": {"json": "{}", "regex": "a"}},
-            "structured_outputs takes exactly one of .*, got json, regex",
+            "StructuredOutputsParams takes exactly one of .*, got json, regex",
         ),
         ({"guided_json": "{}", "guided_regex": "a"}, "takes exactly one of .*, got json, regex"),
         ({"guided_json": "{}", "structured_outputs": {"json": "{}"}}, "both given; keep one"),
