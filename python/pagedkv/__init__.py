@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         StreamDelta,
     )
     from pagedkv.sampling_params import RequestOutputKind, SamplingParams
-    from pagedkv.structured_outputs import StructuredOutputsParams
+    from pagedkv.structured_outputs import GuidedDecodingParams, StructuredOutputsParams
 
     __version__: str
 
@@ -46,6 +46,7 @@ _HOME = {
     "EngineClosedError": "errors",
     "EngineConfig": "config",
     "FlatLogprobs": "logprobs",
+    "GuidedDecodingParams": "structured_outputs",
     "LLM": "llm",
     "LLMEngine": "engine",
     "Logprob": "logprobs",
@@ -69,6 +70,7 @@ __all__ = [
     "EngineClosedError",
     "EngineConfig",
     "FlatLogprobs",
+    "GuidedDecodingParams",
     "LLMEngine",
     "Logprob",
     "ModelLoadError",

@@ -158,6 +158,10 @@ class StructuredOutputsParams:
             raise ValueError(msg)
 
 
+GuidedDecodingParams = StructuredOutputsParams
+"""The earlier name of the class."""
+
+
 def checked_structure(
     value: StructuredOutputsParams | Mapping[str, Any] | None,
 ) -> StructuredOutputsParams | None:

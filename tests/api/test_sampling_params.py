@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from pagedkv import SamplingParams, StructuredOutputsParams
+from pagedkv import GuidedDecodingParams, SamplingParams, StructuredOutputsParams
 
 
 @pytest.mark.parametrize(
@@ -214,6 +214,7 @@ def test_none_in_from_optional_is_the_default():
     "arguments",
     [
         {"guided_decoding": {"json": {"type": "object"}}},
+        {"guided_decoding": GuidedDecodingParams(json={"type": "object"})},
         {"guided_json": {"type": "object"}},
         {"structured_outputs": {"json": {"type": "object"}, "regex": None}},
     ],
