@@ -63,10 +63,12 @@ def choose_on_cpu(
         num_top=num_top,
         reported=mode,
     )
-    has_none = token_ids[:, 0] == _core.NO_TOKEN
-    failures = dict.fromkeys(np.flatnonzero(has_none).tolist(), NOTHING_LEFT)
     chosen = token_ids[:, 0].copy()
-    chosen[has_none] = 0
+    failures = {}
+    has_none = chosen == _core.NO_TOKEN
+    if has_none.any():
+        failures = dict.fromkeys(np.flatnonzero(has_none).tolist(), NOTHING_LEFT)
+        chosen[has_none] = 0
     return SampledTokens(
         token_ids=chosen,
         logprobs=numbers[:, 0].copy(),
