@@ -105,6 +105,26 @@ def test_forked_rows_go_on_with_the_tokens_of_their_sources():
     )
 
 
+def test_many_beams_are_worked_on_in_chunks_with_the_same_result(monkeypatch):
+    logits = random_logits(7, 300)
+    logits[5, 3] = math.nan
+    sampler = make_sampler(300, [(greedy(), {})] * 7)
+    whole = sampler.beam_candidates(logits.clone(), targets(range(7)), 9)
+    monkeypatch.setattr("pagedkv.sampling.sampler._MAX_CHUNK_ELEMENTS", 900)
+    sampler = make_sampler(300, [(greedy(), {})] * 7)
+    parts = sampler.beam_candidates(logits.clone(), targets(range(7)), 9)
+    good = [0, 1, 2, 3, 4, 6]
+    assert parts.token_ids[good].tolist() == whole.token_ids[good].tolist()
+    assert parts.logprobs[good].tobytes() == whole.logprobs[good].tobytes()
+    assert list(parts.failures) == list(whole.failures) == [5]
+
+
+def test_a_batch_without_samples_has_no_tokens():
+    sampler = make_sampler(50, [(greedy(), {})])
+    assert sampler.sample(torch.zeros(0, 50), targets([])).token_ids.tolist() == []
+    assert sampler.beam_candidates(torch.zeros(0, 50), targets([]), 4).token_ids.shape == (0, 4)
+
+
 def test_logits_that_are_not_a_number_fail_their_own_beam():
     logits = random_logits(3, 50)
     logits[1, 17] = math.nan

@@ -103,24 +103,19 @@ class Sampler:
             logits: [S, V] float32.
             targets: For whom.
         """
-        starts = range(0, logits.shape[0], self._chunk_rows)
-        parts = [self._sample_chunk(logits, targets, start) for start in starts]
+        chunks = self._chunks(logits.shape[0])
+        parts = [self._sample_chunk(logits[chunk], targets.take(chunk)) for chunk in chunks]
         if len(parts) == 1:
             return parts[0]
-        none = [np.zeros(0, dtype=np.int32)], [np.zeros(0, dtype=np.float32)]
         return SampledTokens(
-            token_ids=np.concatenate([part.token_ids for part in parts] or none[0]),
-            logprobs=np.concatenate([part.logprobs for part in parts] or none[1]),
+            token_ids=np.concatenate([part.token_ids for part in parts]),
+            logprobs=np.concatenate([part.logprobs for part in parts]),
             top=[
-                replace(report, sample=start + report.sample)
-                for start, part in zip(starts, parts, strict=True)
+                replace(report, sample=chunk.start + report.sample)
+                for chunk, part in zip(chunks, parts, strict=True)
                 for report in part.top
             ],
-            failures={
-                start + sample: error
-                for start, part in zip(starts, parts, strict=True)
-                for sample, error in part.failures.items()
-            },
+            failures=_joined_failures(chunks, parts),
         )
 
     @torch.inference_mode()
@@ -128,7 +123,18 @@ class Sampler:
         self, logits: torch.Tensor, targets: SampleTargets, num_candidates: int
     ) -> BeamCandidates:
         """The best continuations of beams, with all edits; see `pagedkv.sampling.beams.beam_candidates`."""
-        return beam_candidates(logits, targets, self.edits, num_candidates=num_candidates)
+        chunks = self._chunks(logits.shape[0])
+        parts = [
+            beam_candidates(
+                logits[chunk], targets.take(chunk), self.edits, num_candidates=num_candidates
+            )
+            for chunk in chunks
+        ]
+        return BeamCandidates(
+            token_ids=np.concatenate([part.token_ids for part in parts]),
+            logprobs=np.concatenate([part.logprobs for part in parts]),
+            failures=_joined_failures(chunks, parts),
+        )
 
     def count(self, targets: SampleTargets, token_ids: npt.NDArray[np.int32]) -> None:
         """Notes sampled tokens, for edits that look at them; see `LogitsEdits.count`."""
@@ -138,13 +144,24 @@ class Sampler:
         """Gives each of ``rows`` the output tokens of its source, as beams do; see `LogitsEdits.fork`."""
         self.edits.fork(sources=sources, rows=rows)
 
-    def _sample_chunk(
-        self, all_logits: torch.Tensor, all_targets: SampleTargets, start: int
-    ) -> SampledTokens:
-        chunk = slice(start, start + self._chunk_rows)
-        logits, targets = all_logits[chunk], all_targets.take(chunk)
+    def _chunks(self, num_rows: int) -> list[slice]:
+        """Runs of the rows; one empty run where there are none."""
+        starts = range(0, max(num_rows, 1), self._chunk_rows)
+        return [slice(start, start + self._chunk_rows) for start in starts]
+
+    def _sample_chunk(self, logits: torch.Tensor, targets: SampleTargets) -> SampledTokens:
         edited = self.edits.apply(logits, targets)
         sampled = self._choose(logits, edited, self._parameters, targets, mode=self._logprobs_mode)
         if edited is None or not edited.failures:
             return sampled
         return replace(sampled, failures=sampled.failures | edited.failures)
+
+
+def _joined_failures(
+    chunks: Sequence[slice], parts: Sequence[SampledTokens | BeamCandidates]
+) -> dict[int, str]:
+    return {
+        chunk.start + sample: error
+        for chunk, part in zip(chunks, parts, strict=True)
+        for sample, error in part.failures.items()
+    }

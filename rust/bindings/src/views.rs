@@ -4,7 +4,7 @@ use numpy::{
     Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArray,
     PyUntypedArrayMethods, dtype,
 };
-use pagedkv_cpu::{View, ViewMut, bf16, f16};
+use pagedkv_cpu::{View, ViewMut, bf16, f16, row_major};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -116,6 +116,10 @@ fn geometry<T: Element, const N: usize>(
         let got = array.ndim();
         PyValueError::new_err(format!("{argument} must have {N} dimensions, got {got}"))
     })?;
+    if shape.contains(&0) {
+        // The strides that numpy gives an array without elements mean nothing.
+        return Ok((shape, row_major(shape)));
+    }
     let mut strides = [0; N];
     for (stride, &bytes) in strides.iter_mut().zip(array.strides()) {
         let whole =
