@@ -83,6 +83,7 @@ bench: setup ## The benchmarks of benches/ (Rust and Python), as recorded in ben
 	$(PY) benches/step_breakdown.py --model $(BENCH_DIR)/llama-32m --threads 2
 	$(PY) benches/startup.py
 	$(PY) benches/fusion.py --threads 2
+	$(PY) benches/sampling.py --threads 2
 
 lint: setup ## Format and lint checks: rustfmt, clippy, ruff, mypy --strict, the stub of _core
 	$(call heading,'cargo fmt --check')
