@@ -84,6 +84,8 @@ bench: setup ## The benchmarks of benches/ (Rust and Python), as recorded in ben
 	$(PY) benches/startup.py
 	$(PY) benches/fusion.py --threads 2
 	$(PY) benches/sampling.py --threads 2
+	$(PY) benches/sharing.py
+	$(PY) benches/decoding.py --model $(BENCH_DIR)/llama-32m
 
 lint: setup ## Format and lint checks: rustfmt, clippy, ruff, mypy --strict, the stub of _core
 	$(call heading,'cargo fmt --check')
