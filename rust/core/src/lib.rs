@@ -9,6 +9,7 @@
 //!
 //! let cache = CacheConfig {
 //!     num_blocks: 64,
+//!     num_swap_blocks: 0,
 //!     block_size: 16,
 //!     groups: vec![GroupKind::Full],
 //!     num_rows: 8,
@@ -22,6 +23,7 @@
 //!     max_num_batched_tokens: 32,
 //!     max_num_waiting: 16,
 //!     policy: Policy::Fcfs,
+//!     swap_cost: 1.0,
 //!     max_in_flight: 1,
 //! };
 //! let mut scheduler = Scheduler::new(config)?;
