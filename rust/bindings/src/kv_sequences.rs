@@ -51,7 +51,7 @@ impl KvSequences {
     }
 
     /// How many leading tokens [`start`](Self::start) would find.
-    pub(crate) fn match_prefix(&mut self, tokens: &[TokenId], key: &CacheKey) -> u32 {
+    pub(crate) fn match_prefix(&self, tokens: &[TokenId], key: &CacheKey) -> u32 {
         let limit = (tokens.len() as u32).saturating_sub(1);
         self.core.find_prefix(key, Tokens::new(tokens, &[]), limit).num_tokens
     }

@@ -9,6 +9,7 @@ mod error;
 mod grammar;
 mod kv_cache;
 mod kv_sequences;
+mod prefix;
 mod results;
 mod sampling;
 mod scheduler;
@@ -34,6 +35,8 @@ mod _core {
     use crate::grammar::{Grammar, GrammarCompiler, apply_masks, fill_masks};
     #[pymodule_export]
     use crate::kv_cache::{KvCacheManager, SequenceHandle};
+    #[pymodule_export]
+    use crate::prefix::PrefixMatch;
     #[pymodule_export]
     use crate::results::{Batch, RequestResult, SequenceResult, StepOutput};
     #[pymodule_export]

@@ -212,6 +212,14 @@ pub(crate) struct RequestResult {
     num_cached_tokens: u32,
     /// How often it gave up its blocks.
     num_preemptions: u32,
+    /// Of those, how often they were moved to the host.
+    num_swaps: u32,
+    /// Tokens whose computation was lost because it gave up its blocks.
+    num_tokens_lost: u64,
+    /// Its blocks when the first of its sequences ended.
+    num_blocks: u32,
+    /// Slots in them that held tokens.
+    num_filled_slots: u64,
 }
 
 impl RequestResult {
@@ -230,6 +238,10 @@ impl RequestResult {
             sequences: PyTuple::new(py, sequences)?.unbind(),
             num_cached_tokens: result.num_cached_tokens,
             num_preemptions: result.num_preemptions,
+            num_swaps: result.num_swaps,
+            num_tokens_lost: result.num_tokens_lost,
+            num_blocks: result.block_use.num_blocks,
+            num_filled_slots: result.block_use.num_filled_slots,
         })
     }
 }

@@ -1,5 +1,7 @@
 //! Arrays of numpy as the strided views that the CPU kernels take, without copies.
 
+use std::borrow::Cow;
+
 use numpy::{
     Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArray,
     PyUntypedArrayMethods, dtype,
@@ -133,4 +135,25 @@ fn geometry<T: Element, const N: usize>(
         })? / size_of::<T>();
     }
     Ok((shape, strides))
+}
+
+/// The samples of an array of shape `[S, C]`, or `[S]` for one candidate each.
+pub(crate) fn samples<'a, T: Element + Copy>(
+    name: &str,
+    array: &'a PyReadonlyArrayDyn<'_, T>,
+    num_samples: usize,
+    num_candidates: usize,
+) -> PyResult<Cow<'a, [T]>> {
+    let shape = array.shape();
+    let is_flat = num_candidates == 1 && shape == [num_samples];
+    if !is_flat && shape != [num_samples, num_candidates] {
+        let flat = if num_candidates == 1 { format!("[{num_samples}] or ") } else { String::new() };
+        return Err(PyValueError::new_err(format!(
+            "{name} must have shape {flat}[{num_samples}, {num_candidates}], got {shape:?}"
+        )));
+    }
+    Ok(match array.as_slice() {
+        Ok(values) => Cow::Borrowed(values),
+        Err(_) => Cow::Owned(array.as_array().iter().copied().collect()),
+    })
 }

@@ -80,7 +80,9 @@ pub use block_tables::{BlockTables, RowFork, TableUpdate};
 pub use config::{CacheConfig, GroupKind, Policy, SchedulerConfig};
 pub use error::Error;
 pub use ids::{BlockId, RowId, TokenId, num_blocks_for, slot};
-pub use kv_cache::{BlockCopy, CacheCounters, KvCacheManager, PrefixHit};
+pub use kv_cache::{
+    BlockCopy, BlockUse, CacheCounters, KvCacheManager, Miss, MissingBlock, PrefixHit, PrefixMatch,
+};
 pub use logprobs::TokenLogprob;
 pub use prefix_cache::{CacheKey, EntryId, PrefixCache};
 pub use request::{NewRequest, RequestResult, SequenceResult};

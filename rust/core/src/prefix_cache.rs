@@ -13,6 +13,7 @@
 //! The hash nominates, the content decides: a hit needs the same parent entry and equal tokens, so
 //! a collision costs a comparison and never serves foreign content.
 
+use std::cmp::Reverse;
 use std::hash::Hasher;
 
 use hashbrown::HashTable;
@@ -104,19 +105,21 @@ impl PrefixCache {
         self.num_blocks
     }
 
+    /// The root of everything stored under `key`, if there is anything.
+    pub fn root(&self, key: &CacheKey) -> Option<EntryId> {
+        self.by_content
+            .find(self.hash_root(key), |id| self.entries[id.index()].key.as_deref() == Some(key))
+            .copied()
+    }
+
     /// The root of everything stored under `key`, pinned for the caller. None if the cache is full.
     pub fn pin_root(&mut self, key: &CacheKey) -> Option<EntryId> {
-        let mut hasher = SipHasher13::new_with_keys(self.hash_key, 0x726f_6f74);
-        hasher.write_u32(key.adapter_id);
-        hasher.write(&key.salt);
-        let hash = hasher.finish() & self.hash_mask;
-        let found = self
-            .by_content
-            .find(hash, |id| self.entries[id.index()].key.as_deref() == Some(key))
-            .copied();
-        let root = match found {
+        let root = match self.root(key) {
             Some(root) => root,
-            None => self.insert_entry(hash, None, &[], Some(Box::new(key.clone())))?,
+            None => {
+                let hash = self.hash_root(key);
+                self.insert_entry(hash, None, &[], Some(Box::new(key.clone())))?
+            }
         };
         self.pin(root);
         Some(root)
@@ -134,9 +137,17 @@ impl PrefixCache {
         let id = *self
             .by_first_token
             .find(self.hash_first(parent, first), |id| self.starts_below(*id, parent, first))?;
-        let stored = self.tokens(id);
-        let equal = stored.iter().zip(tokens).take_while(|(a, b)| a == b).count();
-        Some((id, equal as u32))
+        Some((id, num_equal(self.tokens(id), tokens)))
+    }
+
+    /// The child of `parent` that shares the most leading tokens with `tokens`, with their number: O(entries).
+    /// Of equally close ones, one whose blocks are held.
+    pub fn closest_child(&self, parent: EntryId, tokens: &[TokenId]) -> Option<(EntryId, u32)> {
+        self.by_content
+            .iter()
+            .filter(|id| self.parent(**id) == Some(parent))
+            .map(|id| (*id, num_equal(self.tokens(*id), tokens)))
+            .max_by_key(|(id, num_equal)| (*num_equal, self.has_all_blocks(*id), Reverse(*id)))
     }
 
     /// The child of `parent` with these tokens (a full block), made if absent. None if the cache is
@@ -294,6 +305,13 @@ impl PrefixCache {
             && self.tokens[id.index() * self.block_size] == first
     }
 
+    fn hash_root(&self, key: &CacheKey) -> u64 {
+        let mut hasher = SipHasher13::new_with_keys(self.hash_key, 0x726f_6f74);
+        hasher.write_u32(key.adapter_id);
+        hasher.write(&key.salt);
+        hasher.finish() & self.hash_mask
+    }
+
     fn hash_child(&self, parent: EntryId, tokens: &[TokenId]) -> u64 {
         let mut hasher =
             SipHasher13::new_with_keys(self.hash_key, self.entries[parent.index()].hash);
@@ -355,6 +373,11 @@ impl PrefixCache {
         }
         Ok(())
     }
+}
+
+/// Leading tokens in common.
+fn num_equal(stored: &[TokenId], tokens: &[TokenId]) -> u32 {
+    stored.iter().zip(tokens).take_while(|(a, b)| a == b).count() as u32
 }
 
 fn hash_first(hash_key: u64, parent: Option<EntryId>, first: TokenId) -> u64 {

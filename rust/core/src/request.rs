@@ -3,7 +3,7 @@
 use crate::beam::{BeamOptions, Beams, Hypothesis};
 use crate::fork::ForkPoint;
 use crate::ids::{RowId, TokenId};
-use crate::kv_cache::Swapped;
+use crate::kv_cache::{BlockUse, Swapped};
 use crate::logprobs::TokenLogprob;
 use crate::prefix_cache::CacheKey;
 use crate::stop::{FinishReason, StopConditions};
@@ -62,6 +62,12 @@ pub struct RequestResult {
     pub num_cached_tokens: u32,
     /// How often it gave up its blocks.
     pub num_preemptions: u32,
+    /// Of those, how often they were moved to the host.
+    pub num_swaps: u32,
+    /// Tokens whose computation was lost because it gave up its blocks.
+    pub num_tokens_lost: u64,
+    /// Its blocks when the first of its sequences ended.
+    pub block_use: BlockUse,
 }
 
 /// One continuation of a request's prompt.
@@ -181,6 +187,10 @@ pub(crate) struct Request {
     pub(crate) num_in_flight: u32,
     pub(crate) num_cached_tokens: Option<u32>,
     pub(crate) num_preemptions: u32,
+    pub(crate) num_swaps: u32,
+    pub(crate) num_tokens_lost: u64,
+    /// None until one of its sequences that holds blocks ends.
+    pub(crate) block_use: Option<BlockUse>,
     pub(crate) has_output: bool,
     /// Times it started to run; tells apart the rows of different runs.
     pub(crate) run: u32,
@@ -222,9 +232,18 @@ impl Request {
             num_in_flight: 0,
             num_cached_tokens: None,
             num_preemptions: 0,
+            num_swaps: 0,
+            num_tokens_lost: 0,
+            block_use: None,
             has_output: false,
             run: 0,
         }
+    }
+
+    /// The rows of its sequences that hold blocks, by index.
+    pub(crate) fn rows(&self) -> Vec<Option<RowId>> {
+        let held = |sequence: &Sequence| sequence.row.filter(|_| !sequence.is_parked());
+        self.sequences.iter().map(held).collect()
     }
 
     pub(crate) fn prompt_len(&self) -> u32 {
@@ -301,6 +320,9 @@ impl Request {
             sequences,
             num_cached_tokens: self.num_cached_tokens.unwrap_or(0),
             num_preemptions: self.num_preemptions,
+            num_swaps: self.num_swaps,
+            num_tokens_lost: self.num_tokens_lost,
+            block_use: self.block_use.unwrap_or_default(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Which blocks each row holds: allocation, sharing, copy-on-write, windows and prefix hits.
 
+mod explain;
 mod invariants;
 mod prefix;
 mod room;
@@ -14,7 +15,9 @@ use crate::ids::{BlockId, RowId, TokenId, num_blocks_for};
 use crate::prefix_cache::{CacheKey, EntryId, PrefixCache};
 use crate::tokens::Tokens;
 
+pub use explain::{Miss, MissingBlock, PrefixMatch};
 pub use prefix::PrefixHit;
+pub use room::BlockUse;
 pub(crate) use swap::{SwapSpace, Swapped};
 
 /// A block to be copied before the forward pass.

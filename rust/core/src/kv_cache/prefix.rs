@@ -22,6 +22,11 @@ impl PrefixHit {
         self.num_free_whole + self.num_free_partial
     }
 
+    /// Blocks of the hit that are shared whole.
+    pub const fn num_whole_blocks(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
     /// Gives up the part of a block, which needs a block more than computing its tokens does.
     pub fn drop_partial(&mut self, block_size: u32) {
         self.partial = None;
@@ -35,28 +40,16 @@ impl KvCacheManager {
     ///
     /// Whole blocks are shared; inside the first block that differs, the parent's most recent child
     /// that starts alike is a candidate whose leading slots can be copied. A window group needs
-    /// only what its window still sees. Nothing is changed but a scratch entry for a new `key`.
-    pub fn find_prefix(&mut self, key: &CacheKey, tokens: Tokens<'_>, limit: u32) -> PrefixHit {
+    /// only what its window still sees. Nothing is changed.
+    pub fn find_prefix(&self, key: &CacheKey, tokens: Tokens<'_>, limit: u32) -> PrefixHit {
         let mut hit = PrefixHit::default();
-        let size = self.config.block_size;
-        let Some(cache) = &mut self.cache else { return hit };
-        let Some(root) = cache.pin_root(key) else { return hit };
-        let mut parent = root;
-        while (hit.entries.len() as u32 + 1) * size <= limit {
-            let start = hit.entries.len() as u32 * size;
-            let block = tokens.slice(start, start + size, &mut self.scratch);
-            let Some(entry) = cache.child(parent, block) else { break };
-            hit.entries.push(entry);
-            parent = entry;
-        }
+        let Some(root) = self.cache.as_ref().and_then(|cache| cache.root(key)) else { return hit };
+        hit.entries = self.known_blocks(root, tokens, limit);
         let num_blocks = self.longest_usable(&hit.entries);
         hit.entries.truncate(num_blocks as usize);
-        hit.num_tokens = num_blocks * size;
+        hit.num_tokens = num_blocks * self.config.block_size;
         self.add_partial(&mut hit, root, tokens, limit);
         self.count_free(&mut hit);
-        if let Some(cache) = &mut self.cache {
-            cache.unpin(root);
-        }
         hit
     }
 
@@ -114,8 +107,30 @@ impl KvCacheManager {
         true
     }
 
+    /// The entries of the leading whole blocks of `tokens`, whether or not blocks still hold them.
+    pub(super) fn known_blocks(
+        &self,
+        root: EntryId,
+        tokens: Tokens<'_>,
+        limit: u32,
+    ) -> Vec<EntryId> {
+        let mut entries = Vec::new();
+        let Some(cache) = &self.cache else { return entries };
+        let size = self.config.block_size;
+        let mut scratch = Vec::new();
+        let mut parent = root;
+        while (entries.len() as u32 + 1) * size <= limit {
+            let start = entries.len() as u32 * size;
+            let block = tokens.slice(start, start + size, &mut scratch);
+            let Some(entry) = cache.child(parent, block) else { break };
+            entries.push(entry);
+            parent = entry;
+        }
+        entries
+    }
+
     /// The most leading entries that every group can serve.
-    fn longest_usable(&self, entries: &[EntryId]) -> u32 {
+    pub(super) fn longest_usable(&self, entries: &[EntryId]) -> u32 {
         let Some(cache) = &self.cache else { return 0 };
         let size = self.config.block_size;
         let mut usable = entries.len() as u32;

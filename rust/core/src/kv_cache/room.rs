@@ -1,9 +1,39 @@
-//! How many blocks a step of several rows needs.
+//! How many blocks several rows hold, and how many their next step needs.
 
 use super::KvCacheManager;
-use crate::ids::RowId;
+use crate::ids::{BlockId, RowId};
+
+/// Distinct blocks of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockUse {
+    /// Their number, over all KV groups.
+    pub num_blocks: u32,
+    /// Slots in them that hold tokens.
+    pub num_filled_slots: u64,
+}
 
 impl KvCacheManager {
+    /// How the blocks of some rows are used.
+    pub(crate) fn block_use(&self, rows: &[Option<RowId>]) -> BlockUse {
+        let (blocks, num_filled_slots) = self.distinct_blocks(rows);
+        BlockUse { num_blocks: blocks.len() as u32, num_filled_slots }
+    }
+
+    /// Distinct blocks of some rows, and the tokens in them.
+    pub(crate) fn distinct_blocks(&self, rows: &[Option<RowId>]) -> (Vec<BlockId>, u64) {
+        let mut blocks = Vec::new();
+        for row in rows.iter().flatten() {
+            for group in 0..self.config.groups.len() {
+                let line = &self.tables.line(group, *row)[..self.num_columns(*row) as usize];
+                blocks.extend(line.iter().map(|id| BlockId::new(*id)).filter(|id| !id.is_null()));
+            }
+        }
+        blocks.sort_unstable();
+        blocks.dedup();
+        let num_tokens = blocks.iter().map(|block| u64::from(self.pool.num_filled(*block))).sum();
+        (blocks, num_tokens)
+    }
+
     /// Blocks that must be free for one more token in each of some rows, given with the tokens that
     /// they hold. Gives back what left the windows.
     pub(crate) fn blocks_for_next_token(&mut self, rows: &[(RowId, u32)]) -> u32 {

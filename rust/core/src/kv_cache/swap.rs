@@ -85,21 +85,6 @@ impl KvCacheManager {
         &self.swap
     }
 
-    /// Distinct blocks of some rows, and the tokens in them.
-    pub(crate) fn distinct_blocks(&self, rows: &[Option<RowId>]) -> (Vec<BlockId>, u64) {
-        let mut blocks = Vec::new();
-        for row in rows.iter().flatten() {
-            for group in 0..self.config.groups.len() {
-                let line = &self.tables.line(group, *row)[..self.num_columns(*row) as usize];
-                blocks.extend(line.iter().map(|id| BlockId::new(*id)).filter(|id| !id.is_null()));
-            }
-        }
-        blocks.sort_unstable();
-        blocks.dedup();
-        let num_tokens = blocks.iter().map(|block| u64::from(self.pool.num_filled(*block))).sum();
-        (blocks, num_tokens)
-    }
-
     /// Closes rows and moves their blocks to the host. None, and nothing done, if there is no room.
     pub(crate) fn swap_out(&mut self, rows: &[Option<RowId>]) -> Option<Swapped> {
         let (blocks, _) = self.distinct_blocks(rows);

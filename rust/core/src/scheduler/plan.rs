@@ -101,7 +101,9 @@ impl Scheduler {
         let slot = *self.running.last().expect("someone runs");
         let num_active = self.num_active();
         let num_lost = if self.swap_out(slot) { 0 } else { self.preempt(slot) };
-        self.request_mut(slot).num_preemptions += 1;
+        let request = self.request_mut(slot);
+        request.num_preemptions += 1;
+        request.num_tokens_lost += num_lost;
         self.counters.num_preemptions += 1;
         self.counters.num_tokens_lost += num_lost;
         num_active - self.num_active()

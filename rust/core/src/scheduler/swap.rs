@@ -2,7 +2,6 @@
 
 use super::arrays::BatchBuilder;
 use super::{InFlight, Scheduler, Slot};
-use crate::ids::RowId;
 use crate::request::Status;
 
 impl Scheduler {
@@ -15,11 +14,7 @@ impl Scheduler {
         if self.kv.swap_space().num_blocks() == 0 || is_forking {
             return false;
         }
-        let rows: Vec<Option<RowId>> = request
-            .sequences
-            .iter()
-            .map(|sequence| sequence.row.filter(|_| !sequence.is_parked()))
-            .collect();
+        let rows = request.rows();
         let (blocks, num_tokens) = self.kv.distinct_blocks(&rows);
         let num_tokens = num_tokens as f64 / self.config.cache.groups.len() as f64;
         if blocks.len() as f64 * self.config.swap_cost >= num_tokens {
@@ -32,6 +27,7 @@ impl Scheduler {
         self.swapped_out.push((slot, arrival));
         let request = self.requests[slot as usize].as_mut().expect("a listed slot is taken");
         request.swapped = Some(swapped);
+        request.num_swaps += 1;
         for sequence in &mut request.sequences {
             let Some(row) = sequence.row.take() else { continue };
             if sequence.is_idle {

@@ -1,6 +1,6 @@
 //! `update`: sampled tokens arrive, sequences end.
 
-use super::{InFlight, Sample, Scheduler};
+use super::{InFlight, Sample, Scheduler, Slot};
 use crate::batch::Batch;
 use crate::error::Error;
 use crate::ids::TokenId;
@@ -200,6 +200,7 @@ impl Scheduler {
     }
 
     fn end_sequence(&mut self, sample: Sample, output: &mut StepOutput) {
+        self.note_block_use(sample.slot);
         let request = self.requests[sample.slot as usize].as_mut().expect("it was live");
         let index = sample.index as usize;
         request.num_live -= 1;
@@ -217,6 +218,15 @@ impl Scheduler {
         request.status = Status::Finished;
         self.counters.num_finished += 1;
         output.finished.push(request.id);
+    }
+
+    /// Records the blocks of a request, if it has any and this is the first time.
+    pub(super) fn note_block_use(&mut self, slot: Slot) {
+        let request = self.request(slot);
+        if request.block_use.is_none() && request.status == Status::Running {
+            let block_use = self.kv.block_use(&request.rows());
+            self.request_mut(slot).block_use = Some(block_use);
+        }
     }
 
     fn recycle(&mut self, mut record: InFlight) {
