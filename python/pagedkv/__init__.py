@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         RequestOutput,
         StreamDelta,
     )
+    from pagedkv.prefix_report import PrefixReport
     from pagedkv.sampling_params import RequestOutputKind, SamplingParams
     from pagedkv.structured_outputs import GuidedDecodingParams, StructuredOutputsParams
 
@@ -52,6 +53,7 @@ _HOME = {
     "Logprob": "logprobs",
     "ModelLoadError": "errors",
     "PagedKVError": "errors",
+    "PrefixReport": "prefix_report",
     "RequestMetrics": "outputs",
     "RequestOutput": "outputs",
     "RequestOutputKind": "sampling_params",
@@ -75,6 +77,7 @@ __all__ = [
     "Logprob",
     "ModelLoadError",
     "PagedKVError",
+    "PrefixReport",
     "RequestMetrics",
     "RequestOutput",
     "RequestOutputKind",

@@ -785,6 +785,50 @@ class RequestResult:
     def num_preemptions(self) -> int:
         """How often it gave up its blocks."""
 
+    @property
+    def num_swaps(self) -> int:
+        """Of those, how often they were moved to the host."""
+
+    @property
+    def num_tokens_lost(self) -> int:
+        """Tokens whose computation was lost because it gave up its blocks."""
+
+    @property
+    def num_held_slots(self) -> int:
+        """Slots of its distinct blocks, over all KV groups, when the first of its sequences ended."""
+
+    @property
+    def num_used_slots(self) -> int:
+        """Of those, slots that held tokens."""
+
+@final
+class PrefixMatch:
+    """How much of a prompt is cached, and where it leaves what is cached."""
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens that a request with this prompt would not compute; its last one always runs."""
+
+    @property
+    def num_cached_blocks(self) -> int:
+        """Blocks that it would share whole."""
+
+    @property
+    def missing_block(self) -> int | None:
+        """Index of the first block that is not cached; None if all of the prompt's tokens are."""
+
+    @property
+    def miss(self) -> Literal["off", "unknown", "end", "differs", "evicted"] | None:
+        """Why it is not: no caching, nothing under the key, nothing after the blocks before it, other tokens, or lost."""
+
+    @property
+    def cached_token_ids(self) -> list[int]:
+        """The tokens of the block that is cached in its place and starts most like it; empty if there is none."""
+
+    @property
+    def num_equal(self) -> int:
+        """How many leading tokens of the two are the same."""
+
 @final
 class Scheduler:
     """Continuous batching over a paged KV cache: which sequences run which tokens in each step.
@@ -965,6 +1009,20 @@ class Scheduler:
 
     def stats(self) -> dict[str, int | float]:
         """Counters since the start, the state of the pool, means over steps; O(1)."""
+
+    def explain_prefix(
+        self,
+        prompt_token_ids: Sequence[int] | npt.NDArray[np.integer],
+        *,
+        cache_salt: str | bytes | None = None,
+        adapter_id: int = 0,
+    ) -> PrefixMatch:
+        """How much of a prompt is cached, and where it leaves what is cached; O(blocks). Changes nothing.
+
+        Raises:
+            TypeError: an argument of another type.
+            ValueError: an argument out of range.
+        """
 
     def check_invariants(self) -> None:
         """Checks requests, rows, blocks and cache against each other; O(everything).

@@ -14,6 +14,7 @@ from pagedkv.admission import EngineRequest, add_to_core, new_state, prepare_req
 from pagedkv.config import EngineConfig
 from pagedkv.errors import EngineClosedError
 from pagedkv.interrupts import InterruptShield
+from pagedkv.prefix_report import explain_prefix
 from pagedkv.request_state import RequestState, SampledLogprob
 from pagedkv.sampling.philox import derive_seed
 from pagedkv.sampling.row_state import needs_token_ids
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pagedkv._core import Batch, StepOutput
     from pagedkv.batch_runner import BatchOutcome
     from pagedkv.outputs import RequestOutput
+    from pagedkv.prefix_report import PrefixReport
     from pagedkv.requests import PromptInput
     from pagedkv.sampling_params import SamplingParams
     from pagedkv.startup import EngineParts
@@ -260,6 +262,17 @@ class LLMEngine:
         finally:
             self._clock.busy_seconds += time.monotonic() - started
         return True
+
+    def explain_prefix(self, prompt: PromptInput) -> PrefixReport:
+        """How much of a prompt is cached, and which block is the first that is not; see `LLM.explain_prefix`."""
+        (request,) = self.prepare([prompt], None)
+        return explain_prefix(
+            self.parts.scheduler,
+            self.parts.tokenizer,
+            request.token_ids,
+            cache_salt=request.prompt.cache_salt,
+            block_size=self.config.block_size,
+        )
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached content; False, and nothing done, while a request runs."""

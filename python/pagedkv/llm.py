@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pagedkv.beam_search import BeamSearchOutput
     from pagedkv.chat import ChatMessage
     from pagedkv.outputs import RequestOutput, StreamDelta
+    from pagedkv.prefix_report import PrefixReport
     from pagedkv.requests import PromptInput
     from pagedkv.sampling_params import SamplingParams
     from pagedkv.stats import EngineStats
@@ -246,6 +247,19 @@ class LLM:
     def stats(self) -> EngineStats:
         """Slots held and used, blocks shared, copies, cached tokens, preemptions, times; see ``EngineClock.figures``."""
         return self._loop.between_steps(self.llm_engine.stats)
+
+    def explain_prefix(self, prompt: PromptInput) -> PrefixReport:
+        """How much of a prompt is cached, and which block is the first that is not. Changes nothing.
+
+        Args:
+            prompt: a text, token ids or a dict, as for `generate`; one of them.
+
+        Raises:
+            EngineClosedError: after `close`.
+            TypeError: something of the wrong type.
+            ValueError: a prompt that could not be generated from.
+        """
+        return self._loop.between_steps(lambda: self.llm_engine.explain_prefix(prompt))
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached content; False, and nothing done, while a request runs."""

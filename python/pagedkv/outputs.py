@@ -22,6 +22,11 @@ class RequestMetrics:
         finished_time: its last sequence ended.
         num_cached_tokens: prompt tokens whose KV came from the prefix cache.
         num_preemptions: times it gave up its blocks and ran again.
+        num_swaps: of those, times that the blocks were moved to the host and back.
+        num_tokens_lost: tokens whose computation was lost otherwise.
+        num_held_slots: slots of the distinct blocks that its sequences held when the first of them ended; 0 if it
+            was aborted before it held any.
+        num_used_slots: of those, slots that held tokens.
         num_generated_tokens: over all its sequences.
     """
 
@@ -31,6 +36,10 @@ class RequestMetrics:
     finished_time: float | None = None
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+    num_swaps: int = 0
+    num_tokens_lost: int = 0
+    num_held_slots: int = 0
+    num_used_slots: int = 0
     num_generated_tokens: int = 0
 
     @property

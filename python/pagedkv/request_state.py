@@ -249,6 +249,10 @@ class RequestState:
         metrics = self.metrics
         metrics.num_cached_tokens = result.num_cached_tokens
         metrics.num_preemptions = result.num_preemptions
+        metrics.num_swaps = result.num_swaps
+        metrics.num_tokens_lost = result.num_tokens_lost
+        metrics.num_held_slots = result.num_held_slots
+        metrics.num_used_slots = result.num_used_slots
         metrics.num_generated_tokens = sum(sequence.token_ids.size for sequence in result.sequences)
         if error is None and self.decoder is not None and self.decoder.error is not None:
             error = f"the tokenizer failed to decode the output: {self.decoder.error}"

@@ -45,21 +45,32 @@ class EngineClock:
     def figures(self, core: Mapping[str, int | float]) -> EngineStats:
         """The core's figures with the engine's own.
 
-        Besides the core's: ``uptime_seconds``, ``busy_seconds`` (in steps), ``tokens_per_second`` (generated, over busy
+        Of the core's: ``num_held_slots`` and of those ``num_used_slots`` (with tokens), ``num_saved_blocks`` (blocks that
+        sequences refer to again, now), ``num_cow_copies``, ``num_cached_prompt_tokens``, ``num_preemptions``,
+        ``num_swaps`` and ``num_tokens_lost``; over steps ``mean_slot_use`` (used / held slots) and ``mean_sharing``
+        (blocks saved / blocks without sharing, the formula of Kwon et al. 2023, figure 15).
+
+        Besides them: ``slot_use`` and ``sharing`` (the same now, 0 without blocks), ``num_recomputes`` (preemptions that were no
+        swaps), ``uptime_seconds``, ``busy_seconds`` (in steps), ``tokens_per_second`` (generated, over busy
         time), ``mean_time_to_first_token`` (None before the first),
         ``prefix_hit_rate`` and ``kv_cache_usage`` (used blocks over all, now).
         """
         busy = self.busy_seconds
         first = self.num_first_tokens
-        prompt_tokens = core["num_prompt_tokens"]
+        num_saved, num_held = core["num_saved_blocks"], core["num_used_blocks"]
         return {
             **core,
+            "slot_use": _ratio(core["num_used_slots"], core["num_held_slots"]),
+            "sharing": _ratio(num_saved, num_saved + num_held),
+            "num_recomputes": core["num_preemptions"] - core["num_swaps"],
             "uptime_seconds": time.monotonic() - self.started,
             "busy_seconds": busy,
-            "tokens_per_second": core["num_generated_tokens"] / busy if busy else 0.0,
+            "tokens_per_second": _ratio(core["num_generated_tokens"], busy),
             "mean_time_to_first_token": self.sum_time_to_first_token / first if first else None,
-            "prefix_hit_rate": core["num_cached_prompt_tokens"] / prompt_tokens
-            if prompt_tokens
-            else 0.0,
+            "prefix_hit_rate": _ratio(core["num_cached_prompt_tokens"], core["num_prompt_tokens"]),
             "kv_cache_usage": core["num_used_blocks"] / core["num_blocks"],
         }
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0

@@ -30,6 +30,7 @@ LAYERS = [
         "text_stream",
         "token_bytes",
         "tokenizer",
+        "prefix_report",
         "chat",
         "requests",
     },

@@ -216,10 +216,10 @@ pub(crate) struct RequestResult {
     num_swaps: u32,
     /// Tokens whose computation was lost because it gave up its blocks.
     num_tokens_lost: u64,
-    /// Its blocks when the first of its sequences ended.
-    num_blocks: u32,
-    /// Slots in them that held tokens.
-    num_filled_slots: u64,
+    /// The slots of its blocks when the first of its sequences ended.
+    num_held_slots: u64,
+    /// Of those, slots that held tokens.
+    num_used_slots: u64,
 }
 
 impl RequestResult {
@@ -240,8 +240,8 @@ impl RequestResult {
             num_preemptions: result.num_preemptions,
             num_swaps: result.num_swaps,
             num_tokens_lost: result.num_tokens_lost,
-            num_blocks: result.block_use.num_blocks,
-            num_filled_slots: result.block_use.num_filled_slots,
+            num_held_slots: result.slot_use.num_held,
+            num_used_slots: result.slot_use.num_used,
         })
     }
 }

@@ -81,7 +81,7 @@ pub use config::{CacheConfig, GroupKind, Policy, SchedulerConfig};
 pub use error::Error;
 pub use ids::{BlockId, RowId, TokenId, num_blocks_for, slot};
 pub use kv_cache::{
-    BlockCopy, BlockUse, CacheCounters, KvCacheManager, Miss, MissingBlock, PrefixHit, PrefixMatch,
+    BlockCopy, CacheCounters, KvCacheManager, Miss, MissingBlock, PrefixHit, PrefixMatch, SlotUse,
 };
 pub use logprobs::TokenLogprob;
 pub use prefix_cache::{CacheKey, EntryId, PrefixCache};

@@ -3,7 +3,7 @@
 use crate::beam::{BeamOptions, Beams, Hypothesis};
 use crate::fork::ForkPoint;
 use crate::ids::{RowId, TokenId};
-use crate::kv_cache::{BlockUse, Swapped};
+use crate::kv_cache::{SlotUse, Swapped};
 use crate::logprobs::TokenLogprob;
 use crate::prefix_cache::CacheKey;
 use crate::stop::{FinishReason, StopConditions};
@@ -66,8 +66,8 @@ pub struct RequestResult {
     pub num_swaps: u32,
     /// Tokens whose computation was lost because it gave up its blocks.
     pub num_tokens_lost: u64,
-    /// Its blocks when the first of its sequences ended.
-    pub block_use: BlockUse,
+    /// The slots of its blocks when the first of its sequences ended.
+    pub slot_use: SlotUse,
 }
 
 /// One continuation of a request's prompt.
@@ -190,7 +190,7 @@ pub(crate) struct Request {
     pub(crate) num_swaps: u32,
     pub(crate) num_tokens_lost: u64,
     /// None until one of its sequences that holds blocks ends.
-    pub(crate) block_use: Option<BlockUse>,
+    pub(crate) slot_use: Option<SlotUse>,
     pub(crate) has_output: bool,
     /// Times it started to run; tells apart the rows of different runs.
     pub(crate) run: u32,
@@ -234,7 +234,7 @@ impl Request {
             num_preemptions: 0,
             num_swaps: 0,
             num_tokens_lost: 0,
-            block_use: None,
+            slot_use: None,
             has_output: false,
             run: 0,
         }
@@ -322,7 +322,7 @@ impl Request {
             num_preemptions: self.num_preemptions,
             num_swaps: self.num_swaps,
             num_tokens_lost: self.num_tokens_lost,
-            block_use: self.block_use.unwrap_or_default(),
+            slot_use: self.slot_use.unwrap_or_default(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The block pool, the prefix cache and the block tables, one behaviour a test.
 
 use pagedkv_core::{
-    BlockId, BlockPool, CacheConfig, CacheKey, GroupKind, KvCacheManager, PrefixCache, RowId,
+    BlockId, BlockPool, CacheConfig, CacheKey, GroupKind, KvCacheManager, Miss, PrefixCache, RowId,
     TokenId, Tokens,
 };
 
@@ -287,6 +287,45 @@ fn a_chain_loses_its_tail_first() {
         kv.close_row(B);
     }
     assert_eq!(num_cached, [12, 8, 4]);
+}
+
+#[test]
+fn a_prompt_is_explained_by_the_closest_block_that_is_cached_in_the_place_of_its_first_missing_one()
+{
+    let mut kv = manager(20, &[GroupKind::Full]);
+    let explain = |kv: &KvCacheManager, adapter_id, tokens: &[TokenId]| {
+        let found =
+            kv.explain_prefix(&CacheKey { adapter_id, salt: Vec::new() }, Tokens::new(tokens, &[]));
+        let missing = found.missing.map(|m| (m.index, m.miss, m.cached, m.num_equal));
+        (found.num_cached_tokens, found.num_cached_blocks, missing)
+    };
+    let prompt: Vec<TokenId> = (0..8).collect();
+    let none = Vec::new();
+    compute(&mut kv, A, &prompt);
+    compute(&mut kv, B, &[0, 1, 2, 3, 4, 8, 8, 8]);
+    let closest = |num_equal| (1, Miss::Differs, vec![4, 5, 6, 7], num_equal);
+    // The most recent block that starts alike is copied from; the closest one is shown.
+    assert_eq!(explain(&kv, 0, &[0, 1, 2, 3, 4, 5, 6, 9]), (5, 1, Some(closest(3))));
+    assert_eq!(explain(&kv, 0, &[0, 1, 2, 3, 4, 5, 9]), (5, 1, Some(closest(2))));
+    assert_eq!(explain(&kv, 0, &prompt), (5, 1, None));
+    assert_eq!(explain(&kv, 0, &prompt[..3]), (2, 0, None));
+    let long: Vec<TokenId> = (0..11).collect();
+    assert_eq!(explain(&kv, 0, &long), (8, 2, Some((2, Miss::End, none.clone(), 0))));
+    assert_eq!(explain(&kv, 1, &prompt), (0, 0, Some((0, Miss::UnknownKey, none, 0))));
+    kv.check_invariants().unwrap();
+}
+
+#[test]
+fn a_block_that_left_a_window_and_was_reused_is_told_apart_from_one_that_never_was() {
+    let mut kv = manager(11, &[GroupKind::Full, GroupKind::Sliding(4)]);
+    let prompt: Vec<TokenId> = (0..12).collect();
+    compute(&mut kv, A, &prompt);
+    kv.reserve(A, 12, 13);
+    kv.open_row(B, &CacheKey { adapter_id: 1, salt: Vec::new() });
+    assert_eq!(kv.reserve(B, 0, 8), 8);
+    let found = kv.explain_prefix(&CacheKey::default(), Tokens::new(&prompt[..8], &[90])).missing;
+    let missing = found.unwrap();
+    assert_eq!((missing.index, missing.miss, missing.num_equal), (0, Miss::Evicted, 4));
 }
 
 #[test]

@@ -50,6 +50,30 @@ fn requests_start_by_priority_and_then_by_arrival() {
 }
 
 #[test]
+fn a_request_tells_the_slots_that_it_held_and_what_it_lost() {
+    let mut new = request(1, 6, 3);
+    new.num_sequences = 2;
+    let result = Engine::answer(config(), new);
+    // A shared block of the prompt, two with its rest and two tokens of output each.
+    assert_eq!((result.slot_use.num_held, result.slot_use.num_used), (12, 4 + 2 * 4));
+    let mut config = config();
+    config.cache.num_blocks = 5;
+    let mut engine = Engine::new(config);
+    for id in 1..=2 {
+        engine.scheduler.add_request(request(id, 3, 8)).unwrap();
+    }
+    engine.finish();
+    let results = [1, 2].map(|id| engine.scheduler.take_output(id).unwrap());
+    let stats = engine.scheduler.stats();
+    assert!(stats.num_tokens_lost > 0);
+    let sum: u64 = results.iter().map(|result| result.num_tokens_lost).sum();
+    assert_eq!(sum, stats.num_tokens_lost);
+    for result in results {
+        assert_eq!((result.slot_use.num_held, result.slot_use.num_used), (12, 10));
+    }
+}
+
+#[test]
 fn the_prompt_of_many_samples_runs_once() {
     let mut new = request(1, 30, 5);
     new.num_sequences = 5;

@@ -17,7 +17,7 @@ use crate::tokens::Tokens;
 
 pub use explain::{Miss, MissingBlock, PrefixMatch};
 pub use prefix::PrefixHit;
-pub use room::BlockUse;
+pub use room::SlotUse;
 pub(crate) use swap::{SwapSpace, Swapped};
 
 /// A block to be copied before the forward pass.

@@ -3,20 +3,20 @@
 use super::KvCacheManager;
 use crate::ids::{BlockId, RowId};
 
-/// Distinct blocks of a request.
+/// The slots of a request's distinct blocks, over all KV groups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BlockUse {
-    /// Their number, over all KV groups.
-    pub num_blocks: u32,
-    /// Slots in them that hold tokens.
-    pub num_filled_slots: u64,
+pub struct SlotUse {
+    /// Slots of the blocks.
+    pub num_held: u64,
+    /// Of those, slots that hold tokens.
+    pub num_used: u64,
 }
 
 impl KvCacheManager {
-    /// How the blocks of some rows are used.
-    pub(crate) fn block_use(&self, rows: &[Option<RowId>]) -> BlockUse {
-        let (blocks, num_filled_slots) = self.distinct_blocks(rows);
-        BlockUse { num_blocks: blocks.len() as u32, num_filled_slots }
+    /// How the slots of some rows' blocks are used.
+    pub(crate) fn slot_use(&self, rows: &[Option<RowId>]) -> SlotUse {
+        let (blocks, num_used) = self.distinct_blocks(rows);
+        SlotUse { num_held: blocks.len() as u64 * u64::from(self.config.block_size), num_used }
     }
 
     /// Distinct blocks of some rows, and the tokens in them.

@@ -197,7 +197,7 @@ impl Scheduler {
     }
 
     fn end_search(&mut self, slot: Slot, output: &mut StepOutput) {
-        self.note_block_use(slot);
+        self.note_slot_use(slot);
         self.give_up_rows(slot);
         let request = self.requests[slot as usize].as_mut().expect("it was live");
         for sequence in &mut request.sequences {

@@ -207,7 +207,7 @@ impl Scheduler {
                 self.waiting.remove(&rank);
             }
             Status::Running => {
-                self.note_block_use(slot);
+                self.note_slot_use(slot);
                 self.give_up_rows(slot);
                 self.running.retain(|other| *other != slot);
             }

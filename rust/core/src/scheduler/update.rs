@@ -200,7 +200,7 @@ impl Scheduler {
     }
 
     fn end_sequence(&mut self, sample: Sample, output: &mut StepOutput) {
-        self.note_block_use(sample.slot);
+        self.note_slot_use(sample.slot);
         let request = self.requests[sample.slot as usize].as_mut().expect("it was live");
         let index = sample.index as usize;
         request.num_live -= 1;
@@ -220,12 +220,12 @@ impl Scheduler {
         output.finished.push(request.id);
     }
 
-    /// Records the blocks of a request, if it has any and this is the first time.
-    pub(super) fn note_block_use(&mut self, slot: Slot) {
+    /// Records the slots that a request holds, if it has any and this is the first time.
+    pub(super) fn note_slot_use(&mut self, slot: Slot) {
         let request = self.request(slot);
-        if request.block_use.is_none() && request.status == Status::Running {
-            let block_use = self.kv.block_use(&request.rows());
-            self.request_mut(slot).block_use = Some(block_use);
+        if request.slot_use.is_none() && request.status == Status::Running {
+            let slot_use = self.kv.slot_use(&request.rows());
+            self.request_mut(slot).slot_use = Some(slot_use);
         }
     }
 
