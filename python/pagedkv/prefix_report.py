@@ -57,8 +57,8 @@ class PrefixReport:
 
     def __str__(self) -> str:
         """A few lines for people."""
-        whole = f"{self.num_cached_blocks} whole blocks of {self.block_size}"
-        lines = [f"{self.num_cached_tokens} of {self.num_tokens} tokens are cached ({whole})"]
+        whole = f"{self.num_cached_blocks * self.block_size} of them in whole blocks"
+        lines = [f"{self.num_cached_tokens} of {self.num_tokens} tokens are cached, {whole}"]
         if self.missing_range is None:
             lines.append("the whole prompt is cached; its last token runs in any case")
             return "\n".join(lines)
