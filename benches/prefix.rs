@@ -79,7 +79,7 @@ fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, Wal
 fn prefix_match(criterion: &mut Criterion) {
     let mut group = group(criterion, "match 32k tokens");
     for num_blocks in POOLS {
-        let (mut kv, last) = full_of_prompts(num_blocks);
+        let (kv, last) = full_of_prompts(num_blocks);
         let prompts: Vec<_> = (0..4).map(|i| prompt(last - i)).collect();
         let mut next = 0;
         group.bench_function(BenchmarkId::from_parameter(num_blocks), |bencher| {

@@ -114,12 +114,11 @@ impl PrefixCache {
 
     /// The root of everything stored under `key`, pinned for the caller. None if the cache is full.
     pub fn pin_root(&mut self, key: &CacheKey) -> Option<EntryId> {
-        let root = match self.root(key) {
-            Some(root) => root,
-            None => {
-                let hash = self.hash_root(key);
-                self.insert_entry(hash, None, &[], Some(Box::new(key.clone())))?
-            }
+        let root = if let Some(root) = self.root(key) {
+            root
+        } else {
+            let hash = self.hash_root(key);
+            self.insert_entry(hash, None, &[], Some(Box::new(key.clone())))?
         };
         self.pin(root);
         Some(root)
