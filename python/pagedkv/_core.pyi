@@ -14,6 +14,7 @@ __all__ = [
     "Grammar",
     "GrammarCompiler",
     "KvCacheManager",
+    "PrefixMatch",
     "RequestResult",
     "Scheduler",
     "SequenceHandle",
