@@ -6,7 +6,12 @@ import torch
 from models.tiny import random_prompts, save_tiny_model
 from pagedkv import LLM, BeamSearchParams, SamplingParams
 
-ARCHITECTURES = ["llama", "gpt2", "gemma2", "opt", "qwen2"]
+# Two by default; `make test-long` runs the others, too.
+ARCHITECTURES = [
+    "llama",
+    "gemma2",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "opt", "qwen2")),
+]
 MODES = [(True, 1.0), (False, 1.0), ("never", 1.0), (False, 0.0), (False, 2.0), ("never", -0.5)]
 
 

@@ -77,7 +77,7 @@ def alone():
     [
         {"max_num_batched_tokens": 512},
         {"max_num_batched_tokens": 33, "enable_prefix_caching": False},
-        {"block_size": 8, "max_num_batched_tokens": 64},
+        pytest.param({"block_size": 8, "max_num_batched_tokens": 64}, marks=pytest.mark.slow),
     ],
     ids=["large steps", "small chunks, no cache", "small blocks"],
 )
