@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from pagedkv.errors import RequestTooLongError, not_supported_yet, unknown_parameter
+from pagedkv.sampling_checks import checked_text
 from pagedkv.sampling_params import SamplingParams
 
 PromptInput: TypeAlias = "str | Sequence[int] | Mapping[str, Any]"
@@ -186,7 +187,7 @@ def _as_many(prompts: Any) -> Sequence[Any]:
 def _normalize(prompt: Any, index: int) -> Prompt:
     where = f"prompts[{index}]"
     if isinstance(prompt, str):
-        return Prompt(text=_checked_text(prompt, where), token_ids=None, cache_salt=None)
+        return Prompt(text=checked_text(where, prompt), token_ids=None, cache_salt=None)
     if isinstance(prompt, Mapping):
         return _normalize_mapping(prompt, where)
     return Prompt(text=None, token_ids=_as_ids(prompt, where), cache_salt=None)
@@ -215,19 +216,7 @@ def _normalize_mapping(prompt: Mapping[str, Any], where: str) -> Prompt:
         raise ValueError(msg)
     if ids is not None:
         return Prompt(text=text, token_ids=_as_ids(ids, where), cache_salt=salt)
-    return Prompt(text=_checked_text(str(text), where), token_ids=None, cache_salt=salt)
-
-
-def _checked_text(text: str, where: str) -> str:
-    if not text:
-        msg = f"{where} is empty; give at least one character"
-        raise ValueError(msg)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        msg = f"{where} is not valid Unicode: {error.reason} at position {error.start}"
-        raise ValueError(msg) from error
-    return text
+    return Prompt(text=checked_text(where, text), token_ids=None, cache_salt=salt)
 
 
 def _as_ids(ids: Any, where: str) -> list[int]:

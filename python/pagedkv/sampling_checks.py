@@ -30,6 +30,27 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def checked_text(name: str, text: Any) -> str:
+    """A text that is not empty and is valid Unicode.
+
+    Raises:
+        TypeError: no str.
+        ValueError: an empty one, or one with lone surrogates.
+    """
+    if not isinstance(text, str):
+        msg = f"{name} must be a str, got {text!r}"
+        raise TypeError(msg)
+    if not text:
+        msg = f"{name} is empty; give at least one character"
+        raise ValueError(msg)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        msg = f"{name} is not valid Unicode: {error.reason} at position {error.start}"
+        raise ValueError(msg) from error
+    return text
+
+
 def is_bool(value: object) -> bool:
     """Whether it is True or False."""
     return isinstance(value, bool)

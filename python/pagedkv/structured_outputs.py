@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 from pagedkv.errors import not_supported_yet, unknown_parameter
+from pagedkv.sampling_checks import checked_text
 
 OWNER = "StructuredOutputsParams"
 KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
@@ -127,9 +128,9 @@ class StructuredOutputsParams:
             case "choice":
                 return Constraint(kind="choice", texts=_choices(self.choice))
             case "regex":
-                return Constraint(kind="regex", texts=(_text("regex", self.regex),))
+                return Constraint(kind="regex", texts=(checked_text("regex", self.regex),))
             case "grammar":
-                return Constraint(kind="grammar", texts=(_text("grammar", self.grammar),))
+                return Constraint(kind="grammar", texts=(checked_text("grammar", self.grammar),))
             case _:
                 raise not_supported_yet(OWNER, "structural_tag", self.structural_tag)
 
@@ -149,7 +150,7 @@ class StructuredOutputsParams:
                 raise TypeError(msg)
         if self.whitespace_pattern is None:
             return
-        _text("whitespace_pattern", self.whitespace_pattern)
+        checked_text("whitespace_pattern", self.whitespace_pattern)
         if not is_json:
             msg = "whitespace_pattern is for json and json_object; leave it out"
             raise ValueError(msg)
@@ -179,7 +180,7 @@ def checked_structure(
 
 def _schema_text(schema: Any) -> str:
     if isinstance(schema, str):
-        return _text("json", schema)
+        return checked_text("json", schema)
     if isinstance(schema, type) and callable(derive := getattr(schema, "model_json_schema", None)):
         schema = derive()
     if not isinstance(schema, Mapping):
@@ -205,19 +206,4 @@ def _choices(choices: Any) -> tuple[str, ...]:
     if not choices:
         msg = "choice is empty; give at least one text"
         raise ValueError(msg)
-    return tuple(_text(f"choice[{i}]", choice) for i, choice in enumerate(choices))
-
-
-def _text(name: str, text: Any) -> str:
-    if not isinstance(text, str):
-        msg = f"{name} must be a str, got {text!r}"
-        raise TypeError(msg)
-    if not text:
-        msg = f"{name} is empty; give at least one character"
-        raise ValueError(msg)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        msg = f"{name} is not valid Unicode: {error.reason} at position {error.start}"
-        raise ValueError(msg) from error
-    return text
+    return tuple(checked_text(f"choice[{i}]", choice) for i, choice in enumerate(choices))

@@ -11,7 +11,7 @@ from transformers.generation.logits_process import (
     SequenceBiasLogitsProcessor,
 )
 
-from sampling.rows import fill, greedy, make_sampler, targets
+from sampling.rows import greedy, make_sampler, targets
 
 
 def random_logits(num_rows, vocab_size, *, seed=0):
@@ -82,27 +82,6 @@ def test_candidates_of_a_beam_do_not_depend_on_the_other_beams_bit_for_bit():
         alone = sampler.beam_candidates(logits[row : row + 1].clone(), targets([row]), 12)
         assert alone.token_ids[0].tolist() == together.token_ids[row].tolist()
         assert alone.logprobs[0].tobytes() == together.logprobs[row].tobytes()
-
-
-def test_forked_rows_go_on_with_the_tokens_of_their_sources():
-    params = greedy(presence_penalty=1.0, bad_words_token_ids=[[4, 5]])
-    sampler = make_sampler(8, [(params, {"output": [token]}) for token in (1, 4, 2)])
-    sampler.fork_rows(
-        sources=np.array([1, 0, 1], dtype=np.int32), rows=np.array([0, 1, 2], dtype=np.int32)
-    )
-    twin = make_sampler(8, [(params, {"output": [token]}) for token in (4, 1, 4)])
-    logits = random_logits(3, 8)
-    where = targets(range(3), positions=[1] * 3)
-    for each in (sampler, twin):
-        each.count(where, np.array([6, 4, 7], dtype=np.int32))
-    got = sampler.beam_candidates(logits.clone(), where, 8)
-    expected = twin.beam_candidates(logits.clone(), where, 8)
-    assert got.token_ids.tolist() == expected.token_ids.tolist()
-    assert got.logprobs.tobytes() == expected.logprobs.tobytes()
-    fill(sampler, 0, greedy())
-    assert sampler.beam_candidates(logits.clone(), where, 8).token_ids[0, 0] == int(
-        logits[0].argmax()
-    )
 
 
 def test_many_beams_are_worked_on_in_chunks_with_the_same_result(monkeypatch):

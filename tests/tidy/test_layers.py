@@ -8,10 +8,11 @@ from tidy.sources import PACKAGE, ROOT, files_with, parsed, relative
 # From the bottom up. A module may import its own package, modules of its own line, and those of the lines above it
 # in this list (the layers below); never one further down. `__init__` and `__main__` stand above all.
 LAYERS = [
-    {"_core", "errors", "json_files", "arrays", "structured_outputs"},
+    {"_core", "errors", "json_files", "arrays"},
     {
         "beam_checks",
         "sampling_checks",
+        "structured_outputs",
         "sampling_lists",
         "sampling_params",
         "beam_search_params",

@@ -128,13 +128,3 @@ class LogitsEdits:
         is_own = self._index[targets.rows] == targets.sample_index
         self._penalties.count(targets.rows[is_own], token_ids[is_own])
         self._histories.append(targets.rows[is_own], token_ids[is_own])
-
-    def fork(self, *, sources: npt.NDArray[np.int32], rows: npt.NDArray[np.int32]) -> None:
-        """Gives each of ``rows`` the tokens that its source had before the call; both ask for the same edits.
-
-        Args:
-            sources: [F], may repeat.
-            rows: [F], distinct, filled.
-        """
-        self._penalties.fork(sources=sources, rows=rows)
-        self._histories.fork(sources=sources, rows=rows)

@@ -44,9 +44,3 @@ class OutputHistories:
         places = np.flatnonzero(self._is_kept[rows])
         for row, token in zip(rows[places].tolist(), token_ids[places].tolist(), strict=True):
             self._tokens[row].append(token)
-
-    def fork(self, *, sources: npt.NDArray[np.int32], rows: npt.NDArray[np.int32]) -> None:
-        """Gives each row that is kept the output of its source, as it was before the call."""
-        places = np.flatnonzero(self._is_kept[rows])
-        outputs = [list(self._tokens[source]) for source in sources[places].tolist()]
-        self._tokens.update(zip(rows[places].tolist(), outputs, strict=True))

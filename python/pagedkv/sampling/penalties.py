@@ -93,15 +93,6 @@ class Penalties:
             ids = torch.from_numpy(token_ids[has_slot].astype(np.int64)).to(self._device)
             self._output_counts[slots, ids] += 1
 
-    def fork(self, *, sources: npt.NDArray[np.int32], rows: npt.NDArray[np.int32]) -> None:
-        """Gives each row that has penalties the output counts of its source, as they were before the call."""
-        slots = self._slot_of_row[rows]
-        has_slot = slots != _NO_SLOT
-        if has_slot.any():
-            to = torch.from_numpy(slots[has_slot]).to(self._device)
-            origin = torch.from_numpy(self._slot_of_row[sources[has_slot]]).to(self._device)
-            self._output_counts[to] = self._output_counts[origin]
-
     def _take_slot(self) -> int:
         if not self._free_slots:
             num_slots = self._output_counts.shape[0]

@@ -140,10 +140,6 @@ class Sampler:
         """Notes sampled tokens, for edits that look at them; see `LogitsEdits.count`."""
         self.edits.count(targets, token_ids)
 
-    def fork_rows(self, *, sources: npt.NDArray[np.int32], rows: npt.NDArray[np.int32]) -> None:
-        """Gives each of ``rows`` the output tokens of its source, as beams do; see `LogitsEdits.fork`."""
-        self.edits.fork(sources=sources, rows=rows)
-
     def _chunks(self, num_rows: int) -> list[slice]:
         """Runs of the rows; one empty run where there are none."""
         starts = range(0, max(num_rows, 1), self._chunk_rows)

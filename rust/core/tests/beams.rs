@@ -1,6 +1,6 @@
 //! Beam search through the scheduler, against the search itself written down plainly.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use pagedkv_core::{
     Batch, BeamOptions, EarlyStopping, FinishReason, GroupKind, NewRequest, RequestResult,
@@ -9,75 +9,11 @@ use pagedkv_core::{
 
 #[path = "support/engine.rs"]
 mod engine;
+#[path = "support/language.rs"]
+mod language;
 
 use engine::{Engine, config, request};
-
-const VOCABULARY: u32 = 11;
-const EOS: TokenId = 3;
-
-/// A language model: log-probabilities that depend on all tokens so far.
-fn logprobs(tokens: &[TokenId]) -> Vec<f32> {
-    let mut hash = 0x9e37_79b9_u32;
-    for token in tokens {
-        hash = (hash ^ token).wrapping_mul(0x85eb_ca6b);
-        hash ^= hash >> 13;
-    }
-    let weights: Vec<f32> = (0..VOCABULARY)
-        .map(|token| {
-            let mixed = (hash ^ token.wrapping_mul(0xc2b2_ae35)).wrapping_mul(0x27d4_eb2f);
-            ((mixed >> 8) as f32 / 16_777_216.0 * 5.0).exp()
-        })
-        .collect();
-    let total: f32 = weights.iter().sum();
-    weights.iter().map(|weight| (weight / total).ln()).collect()
-}
-
-/// The search as a paper would write it: all continuations of all beams, sorted.
-fn search(
-    prompt: &[TokenId],
-    width: usize,
-    stop: &StopConditions,
-    options: BeamOptions,
-) -> Vec<(f32, Vec<TokenId>)> {
-    let score = |sum: f32, length: usize| sum / (length as f64).powf(options.length_penalty) as f32;
-    let mut beams: Vec<(f32, Vec<TokenId>)> = vec![(0.0, vec![])];
-    let mut ended: Vec<(f32, Vec<TokenId>)> = vec![];
-    for length in 1..=stop.max_tokens as usize {
-        let mut all: Vec<(f32, Vec<TokenId>)> = vec![];
-        for (sum, output) in &beams {
-            let tokens = [prompt, output].concat();
-            for (token, logprob) in (0..).zip(logprobs(&tokens)) {
-                all.push((sum + logprob, [output.as_slice(), &[token]].concat()));
-            }
-        }
-        all.sort_by(|a, b| b.0.total_cmp(&a.0));
-        all.truncate(2 * width);
-        let ends = |output: &[TokenId]| {
-            (output[length - 1] == EOS && length >= stop.min_tokens as usize)
-                || length == stop.max_tokens as usize
-        };
-        for (sum, output) in all.iter().take(width).filter(|(_, output)| ends(output)) {
-            ended.push((score(*sum, length), output.clone()));
-        }
-        ended.sort_by(|a, b| b.0.total_cmp(&a.0));
-        ended.truncate(width);
-        beams = all.into_iter().filter(|(_, output)| !ends(output)).take(width).collect();
-        let Some((best, _)) = beams.first() else { break };
-        if ended.len() < width {
-            continue;
-        }
-        let reach = match options.early_stopping {
-            EarlyStopping::Always => break,
-            EarlyStopping::Never if options.length_penalty > 0.0 => stop.max_tokens as usize,
-            EarlyStopping::Never | EarlyStopping::Heuristic => length,
-        };
-        if score(*best, reach) <= ended[width - 1].0 {
-            break;
-        }
-    }
-    ended.truncate(options.num_returned as usize);
-    ended
-}
+use language::{EOS, logprobs, search};
 
 /// Runs all requests together, the model answering from the tokens that the batch itself names.
 struct Runner {
@@ -85,6 +21,8 @@ struct Runner {
     /// Tokens by slot of group 0: the cache that a real model would read.
     memory: HashMap<i64, TokenId>,
     host: HashMap<i64, TokenId>,
+    /// Tokens of the previous batch, for ids that are late.
+    previous: Vec<TokenId>,
     max_rows_of_a_step: u32,
 }
 
@@ -94,6 +32,7 @@ impl Runner {
             engine: Engine::new(config),
             memory: HashMap::new(),
             host: HashMap::new(),
+            previous: Vec::new(),
             max_rows_of_a_step: 0,
         }
     }
@@ -139,7 +78,9 @@ impl Runner {
             }
         }
         for t in 0..batch.num_tokens as usize {
-            self.memory.insert(arrays.slot_mapping[t], arrays.input_ids[t] as TokenId);
+            let known = TokenId::try_from(arrays.input_ids[t]);
+            let token = known.unwrap_or_else(|_| self.previous[arrays.input_source[t] as usize]);
+            self.memory.insert(arrays.slot_mapping[t], token);
         }
         let per_sample = batch.num_candidates.max(1) as usize;
         let (mut ids, mut lps) = (Vec::new(), Vec::new());
@@ -163,7 +104,28 @@ impl Runner {
             ids.extend(best.iter().map(|(_, token)| *token));
             lps.extend(best.iter().map(|(logprob, _)| *logprob));
         }
+        self.previous = ids.iter().step_by(per_sample).copied().collect();
         (ids, lps)
+    }
+
+    /// Plans each batch while the one before it still runs.
+    fn finish_overlapped(&mut self) {
+        let mut flights = VecDeque::new();
+        for _ in 0..100_000 {
+            let max_in_flight = self.engine.scheduler.config().max_in_flight as usize;
+            if flights.len() < max_in_flight
+                && let Some(batch) = self.engine.plan()
+            {
+                flights.push_back((batch, self.forward(&batch)));
+                if flights.len() < max_in_flight {
+                    continue;
+                }
+            }
+            let Some((batch, (ids, lps))) = flights.pop_front() else { return };
+            self.engine.scheduler.update(&batch, &ids, &lps, &mut self.engine.output).unwrap();
+            self.engine.scheduler.check_invariants().unwrap();
+        }
+        panic!("no progress");
     }
 
     fn finish(&mut self) {
@@ -261,7 +223,7 @@ fn the_prompt_is_computed_once_and_beams_run_in_one_step() {
 }
 
 /// Searches and sampled requests in a pool that holds a fraction of them, with and without a prefix
-/// cache, windows, chunked prompts.
+/// cache, windows, chunked prompts, one batch after the other or the next while one runs.
 #[test]
 fn a_mix_under_pressure_equals_each_request_alone_and_leaves_nothing_behind() {
     let (mut num_preemptions, mut num_swaps) = (0, 0);
@@ -273,8 +235,11 @@ fn a_mix_under_pressure_equals_each_request_alone_and_leaves_nothing_behind() {
     .into_iter()
     .enumerate()
     {
-        for (mode, penalty) in modes() {
+        for ((mode, penalty), max_in_flight) in
+            modes().flat_map(|mode| [1, 2].map(|max_in_flight| (mode, max_in_flight)))
+        {
             let mut config = config();
+            config.max_in_flight = max_in_flight;
             config.cache.groups = groups.clone();
             config.cache.num_blocks = 1 + 32 * groups.len() as u32;
             config.cache.num_rows = 24;
@@ -284,6 +249,8 @@ fn a_mix_under_pressure_equals_each_request_alone_and_leaves_nothing_behind() {
             config.max_num_batched_tokens = 24;
             let mut runner = Runner::new(config);
             let mut expected = Vec::new();
+            let sampled = NewRequest { num_sequences: 2, ..request(9, 5, 20) };
+            runner.engine.scheduler.add_request(sampled).unwrap();
             for id in 0..6 {
                 let width = [1, 5, 3][id as usize % 3];
                 let mut new =
@@ -292,9 +259,7 @@ fn a_mix_under_pressure_equals_each_request_alone_and_leaves_nothing_behind() {
                 expected.push(plain(&new));
                 runner.engine.scheduler.add_request(new).unwrap();
             }
-            let sampled = NewRequest { num_sequences: 2, ..request(9, 5, 20) };
-            runner.engine.scheduler.add_request(sampled).unwrap();
-            runner.finish();
+            runner.finish_overlapped();
             for (id, expected) in (0..).zip(&expected) {
                 check(&runner.result(id), expected, &format!("request {id}, {mode:?}, {penalty}"));
             }
@@ -380,4 +345,37 @@ fn reported_logprobs_add_up_to_the_sum_of_their_sequence() {
             assert!(token.top.len() == 3 && token.top.is_sorted_by(|a, b| a.1 >= b.1));
         }
     }
+}
+
+/// The beams of a batch in flight are not decided yet: what they will share is not known.
+#[test]
+fn a_search_that_is_preempted_while_its_batch_runs_equals_one_alone() {
+    let mut num_swaps = 0;
+    for num_blocks in 24..64 {
+        let mut config = config();
+        config.max_in_flight = 2;
+        config.cache.num_blocks = num_blocks;
+        config.cache.num_swap_blocks = 64;
+        config.cache.num_rows = 16;
+        config.swap_cost = 0.0;
+        let mut runner = Runner::new(config);
+        let sampled = NewRequest { num_sequences: 3, ..request(9, 6, 22) };
+        runner.engine.scheduler.add_request(sampled).unwrap();
+        let mut expected = Vec::new();
+        for id in 0..2 {
+            let mut new = beams(id, 7, 16, 4, options(4, EarlyStopping::Never, 1.0));
+            new.stop.min_tokens = 14;
+            expected.push(plain(&new));
+            if runner.engine.scheduler.add_request(new).is_err() {
+                expected.clear();
+                break;
+            }
+        }
+        runner.finish_overlapped();
+        for (id, expected) in (0..).zip(&expected) {
+            check(&runner.result(id), expected, &format!("{num_blocks} blocks, request {id}"));
+        }
+        num_swaps += runner.engine.scheduler.stats().num_swaps;
+    }
+    assert!(num_swaps > 10, "{num_swaps}");
 }

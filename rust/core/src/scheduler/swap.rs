@@ -9,8 +9,10 @@ impl Scheduler {
     /// computing its tokens again. False, and nothing done, otherwise.
     pub(super) fn swap_out(&mut self, slot: Slot) -> bool {
         let request = self.request(slot);
-        // What still waits to fork has nothing to keep.
-        let is_forking = request.sequences.iter().any(|sequence| sequence.fork.is_some());
+        // What still waits to fork has nothing to keep, and beams of a batch in flight will share other
+        // blocks than they do now.
+        let is_forking = request.sequences.iter().any(|sequence| sequence.fork.is_some())
+            || (request.beams.is_some() && request.num_in_flight > 0);
         if self.kv.swap_space().num_blocks() == 0 || is_forking {
             return false;
         }
