@@ -7,20 +7,26 @@
 //! depends on `k` alone: a row has the same bits among any number of rows, on any number of threads
 //! and at every level with a fused multiply-add.
 //!
-//! The limit for few rows is reading the weights once; the next rows of the weight are therefore
-//! fetched while the present ones are multiplied. The limit for many rows is arithmetic: tiles of
-//! accumulators fill the registers, strips of the weight stay in the first-level cache.
+//! The limit for few rows is reading the weights once: [dot products](dot) of the rows as they are.
+//! The limit for many rows is arithmetic: the weight is transposed, strip by strip, and the same lanes
+//! are summed by [outer products](outer). Both send for the next strip while they use the present one.
 
+mod dot;
+mod lanes;
+mod outer;
 mod panel;
 
 use std::cell::RefCell;
 
-use self::panel::{Inputs, Panel, PanelKernel};
+use self::dot::{Dots, wide_inputs};
+use self::lanes::{LaneInputs, PackInputs};
+use self::outer::Outer;
+use self::panel::{Panel, PanelKernel, Products};
 use crate::dispatch::dispatch;
 use crate::element::Element;
 use crate::error::Error;
 use crate::isa::Isa;
-use crate::threads::for_each;
+use crate::threads::for_each_with_next;
 use crate::view::{View, ViewMut};
 
 /// Rows of the weight, and so columns of the output, in one piece of work.
@@ -32,7 +38,7 @@ const PANEL_ROWS: usize = 128;
 const READING_ROWS: usize = 4;
 
 thread_local! {
-    static WIDENED: RefCell<Vec<f32>> = RefCell::default();
+    static BUFFER: RefCell<Vec<f32>> = RefCell::default();
 }
 
 /// `input` `[rows, k]` times the transpose of `weight` `[columns, k]`, plus `bias` `[columns]`, into
@@ -52,23 +58,45 @@ pub fn linear<E: Element>(
         return Ok(());
     }
     let isa = Isa::chosen()?;
-    let mut buffer = WIDENED.take();
-    let inputs = Inputs::new(input, &mut buffer);
-    let output = &*output;
-    let panels_across = num_columns.div_ceil(PANEL_COLUMNS);
-    let num_panels = panels_across * num_rows.div_ceil(PANEL_ROWS);
-    let work = num_rows.max(READING_ROWS) * num_columns * num_inputs;
-    let result = for_each(num_panels, work, |index| {
-        let first_row = index / panels_across * PANEL_ROWS;
-        let first_column = index % panels_across * PANEL_COLUMNS;
-        let panel = Panel {
-            rows: first_row..num_rows.min(first_row + PANEL_ROWS),
-            columns: first_column..num_columns.min(first_column + PANEL_COLUMNS),
-        };
-        dispatch(isa, PanelKernel { panel, inputs, weight, bias, output });
-    });
-    WIDENED.set(buffer);
+    let mut buffer = BUFFER.take();
+    let result = if num_rows < outer::min_rows::<E>() {
+        let inputs = wide_inputs(input, &mut buffer);
+        multiply(isa, &Dots { inputs, weight }, num_inputs, bias, output)
+    } else {
+        dispatch(isa, PackInputs { input, buffer: &mut buffer });
+        let inputs = LaneInputs::new(&buffer, num_rows);
+        multiply(isa, &Outer { inputs, weight }, num_inputs, bias, output)
+    };
+    BUFFER.set(buffer);
     result
+}
+
+/// Computes all panels.
+fn multiply<E: Element>(
+    isa: Isa,
+    products: &impl Products,
+    num_inputs: usize,
+    bias: Option<View<'_, E, 1>>,
+    output: &ViewMut<'_, E, 2>,
+) -> Result<(), Error> {
+    let [num_rows, num_columns] = output.shape();
+    let panels_across = num_columns.div_ceil(PANEL_COLUMNS);
+    let panels_down = num_rows.div_ceil(PANEL_ROWS);
+    let height = num_rows.div_ceil(panels_down);
+    let panel = |index: usize| {
+        let first_row = index / panels_across * height;
+        let first_column = index % panels_across * PANEL_COLUMNS;
+        Panel {
+            rows: first_row..num_rows.min(first_row + height),
+            columns: first_column..num_columns.min(first_column + PANEL_COLUMNS),
+        }
+    };
+    let work = num_rows.max(READING_ROWS) * num_columns * num_inputs;
+    for_each_with_next(panels_across * panels_down, work, |index, next| {
+        let next_column = next.map(|next| panel(next).columns.start);
+        let panel = panel(index);
+        dispatch(isa, PanelKernel { panel, next_column, num_inputs, products, bias, output });
+    })
 }
 
 fn check_shapes<E: Element>(

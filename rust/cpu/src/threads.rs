@@ -53,25 +53,58 @@ pub(crate) fn for_each(
     work: usize,
     run: impl Fn(usize) + Sync,
 ) -> Result<(), Error> {
+    let items = Items::new(num_items);
+    on_threads(num_items, work, || {
+        while let Some(item) = items.take() {
+            run(item);
+        }
+    })
+}
+
+/// As [`for_each`]; `run` is also told which item its thread will do next.
+pub(crate) fn for_each_with_next(
+    num_items: usize,
+    work: usize,
+    run: impl Fn(usize, Option<usize>) + Sync,
+) -> Result<(), Error> {
+    let items = Items::new(num_items);
+    on_threads(num_items, work, || {
+        let mut taken = items.take();
+        while let Some(item) = taken {
+            taken = items.take();
+            run(item, taken);
+        }
+    })
+}
+
+/// Items that are not taken yet.
+struct Items {
+    next: AtomicUsize,
+    end: usize,
+}
+
+impl Items {
+    fn new(count: usize) -> Self {
+        Self { next: AtomicUsize::new(0), end: count }
+    }
+
+    fn take(&self) -> Option<usize> {
+        Some(self.next.fetch_add(1, Ordering::Relaxed)).filter(|item| *item < self.end)
+    }
+}
+
+/// Calls `work_off` on as many threads as `num_items` and `work` are worth, the calling thread among
+/// them.
+fn on_threads(num_items: usize, work: usize, work_off: impl Fn() + Sync) -> Result<(), Error> {
     let worthwhile = (work / MIN_WORK_PER_THREAD).min(num_items);
     if worthwhile < 2 {
-        (0..num_items).for_each(run);
+        work_off();
         return Ok(());
     }
     let pool = current()?;
     let Some(helpers) = pool.helpers else {
-        (0..num_items).for_each(run);
+        work_off();
         return Ok(());
-    };
-    let next = AtomicUsize::new(0);
-    let work_off = || {
-        loop {
-            let item = next.fetch_add(1, Ordering::Relaxed);
-            if item >= num_items {
-                return;
-            }
-            run(item);
-        }
     };
     helpers.in_place_scope(|scope| {
         for _ in 1..worthwhile.min(pool.num_threads) {

@@ -83,7 +83,7 @@ impl Product {
 
 prop_compose! {
     fn products()(
-        rows in 1_usize..10,
+        rows in prop_oneof![1_usize..6, 6_usize..40, 120_usize..140],
         inputs in prop_oneof![0_usize..70, 500_usize..1100],
         columns in 1_usize..70,
         gap in 0_usize..3,

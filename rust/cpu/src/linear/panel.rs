@@ -1,4 +1,4 @@
-//! One panel of a product: tiles of accumulators over runs of `k`.
+//! One panel of a product: sums over runs of `k`, then bias and rounding.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -9,41 +9,9 @@ use crate::view::{View, ViewMut};
 
 /// Elements of a dot product whose lanes are summed before the next ones begin.
 pub(super) const RUN: usize = 512;
-/// Rows of the input in a tile of accumulators.
-/// Rows of the weight in a tile of accumulators: with four rows, twelve of sixteen registers.
-const TILE_COLUMNS: usize = 3;
-/// Rows of the weight that are used by all rows of the input before the next ones: a run of them
-/// and of a tile's inputs fits the first-level cache.
-const STRIP_COLUMNS: usize = 12;
-const CACHE_LINE: usize = 64;
 
 thread_local! {
     static SUMS: RefCell<Vec<f32>> = RefCell::default();
-}
-
-/// The rows of the input in f32.
-#[derive(Clone, Copy)]
-pub(super) struct Inputs<'a> {
-    rows: View<'a, f32, 2>,
-}
-
-impl<'a> Inputs<'a> {
-    /// The input itself if it is f32, else widened into `buffer`.
-    pub(super) fn new<E: Element>(input: View<'a, E, 2>, buffer: &'a mut Vec<f32>) -> Self {
-        if let Some(rows) = E::as_f32(input) {
-            return Self { rows };
-        }
-        let [num_rows, num_inputs] = input.shape();
-        buffer.clear();
-        buffer.resize(num_rows * num_inputs, 0.0);
-        if num_inputs > 0 {
-            for (row, wide) in buffer.chunks_exact_mut(num_inputs).enumerate() {
-                E::copy_widened(input.run([row, 0]), wide);
-            }
-        }
-        let rows = View::contiguous("input", buffer, [num_rows, num_inputs]);
-        Self { rows: rows.expect("the buffer has just been given this size") }
-    }
 }
 
 /// A part of the output.
@@ -53,103 +21,77 @@ pub(super) struct Panel {
     pub(super) columns: Range<usize>,
 }
 
+impl Panel {
+    /// Sums from one row to the next: the columns, in whole vectors.
+    #[inline(always)]
+    pub(super) fn width(&self) -> usize {
+        self.columns.len().next_multiple_of(LANES)
+    }
+}
+
+/// A run of `k` in the products of a panel.
+pub(super) struct PanelRun<'a> {
+    pub(super) panel: &'a Panel,
+    pub(super) run: Range<usize>,
+    /// The place in the weight from which its thread will go on.
+    pub(super) next: Option<[usize; 2]>,
+}
+
+impl PanelRun<'_> {
+    /// Elements from `columns` of this run, rows of the weight, to those that are used after them.
+    #[inline(always)]
+    pub(super) fn distance_to_next(&self, columns: &Range<usize>, stride: usize) -> Option<isize> {
+        let [column, k] = if columns.end < self.panel.columns.end {
+            [columns.end, self.run.start]
+        } else {
+            self.next?
+        };
+        let place = |column: usize, k: usize| (column * stride + k) as isize;
+        Some(place(column, k) - place(columns.start, self.run.start))
+    }
+}
+
+/// A way to multiply. All give the same bits.
+pub(super) trait Products: Sync {
+    /// Adds the products to `sums` `[rows, width]`; what is added beyond the panel's columns is not
+    /// used.
+    fn add_run<S: Simd>(&self, run: &PanelRun<'_>, sums: &mut [f32]);
+}
+
 /// A panel and all it reads and writes.
-pub(super) struct PanelKernel<'a, E> {
+pub(super) struct PanelKernel<'a, E, P> {
     pub(super) panel: Panel,
-    pub(super) inputs: Inputs<'a>,
-    pub(super) weight: View<'a, E, 2>,
+    /// First row of the weight in the panel that this thread will do next.
+    pub(super) next_column: Option<usize>,
+    pub(super) num_inputs: usize,
+    pub(super) products: &'a P,
     pub(super) bias: Option<View<'a, E, 1>>,
     /// The panel's part is written, by nobody else meanwhile.
     pub(super) output: &'a ViewMut<'a, E, 2>,
 }
 
-impl<E: Element> Kernel for PanelKernel<'_, E> {
+impl<E: Element, P: Products> Kernel for PanelKernel<'_, E, P> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let mut sums = SUMS.take();
         sums.clear();
-        sums.resize(self.panel.rows.len() * self.panel.columns.len(), 0.0);
-        let num_inputs = self.inputs.rows.shape()[1];
-        for start in (0..num_inputs).step_by(RUN) {
-            self.add_run::<S>(start..num_inputs.min(start + RUN), &mut sums);
+        sums.resize(self.panel.rows.len() * self.panel.width(), 0.0);
+        for start in (0..self.num_inputs).step_by(RUN) {
+            let run = start..self.num_inputs.min(start + RUN);
+            let next = if run.end < self.num_inputs {
+                Some([self.panel.columns.start, run.end])
+            } else {
+                self.next_column.map(|column| [column, 0])
+            };
+            let run = PanelRun { panel: &self.panel, run, next };
+            self.products.add_run::<S>(&run, &mut sums);
         }
         self.store(&mut sums);
         SUMS.set(sums);
     }
 }
 
-impl<E: Element> PanelKernel<'_, E> {
-    /// Adds the products over `run` to `sums` `[rows, columns]`.
-    #[inline(always)]
-    fn add_run<S: Simd>(&self, run: Range<usize>, sums: &mut [f32]) {
-        let Panel { rows, columns } = &self.panel;
-        for strip in columns.clone().step_by(STRIP_COLUMNS) {
-            let strip = strip..columns.end.min(strip + STRIP_COLUMNS);
-            let mut fetch = Some(self.to_next_strip(&strip, &run));
-            let mut row = rows.start;
-            while row < rows.end {
-                let count = rows.end - row;
-                if count >= 4 && S::MAX_SUMS >= 4 * TILE_COLUMNS {
-                    self.add_tiles::<S, 4>(row, &strip, &run, fetch, sums);
-                    row += 4;
-                } else if count >= 2 && S::MAX_SUMS >= 2 * TILE_COLUMNS {
-                    self.add_tiles::<S, 2>(row, &strip, &run, fetch, sums);
-                    row += 2;
-                } else {
-                    self.add_tiles::<S, 1>(row, &strip, &run, fetch, sums);
-                    row += 1;
-                }
-                fetch = None;
-            }
-        }
-    }
-
-    /// The tiles of `ROWS` rows along a strip.
-    #[inline(always)]
-    fn add_tiles<S: Simd, const ROWS: usize>(
-        &self,
-        first_row: usize,
-        strip: &Range<usize>,
-        run: &Range<usize>,
-        fetch: Option<isize>,
-        sums: &mut [f32],
-    ) {
-        let mut inputs: [&[f32]; ROWS] = [&[]; ROWS];
-        for (row, input) in inputs.iter_mut().enumerate() {
-            *input = &self.inputs.rows.run([first_row + row, 0])[run.clone()];
-        }
-        let width = self.panel.columns.len();
-        let sums = &mut sums[(first_row - self.panel.rows.start) * width..];
-        for column in strip.clone().step_by(TILE_COLUMNS) {
-            let count = (strip.end - column).min(TILE_COLUMNS);
-            let mut weights: [&[E]; TILE_COLUMNS] = [&[]; TILE_COLUMNS];
-            for (place, weight) in weights.iter_mut().enumerate() {
-                // A strip's last tile may repeat a row of the weight: those products are dropped.
-                *weight = &self.weight.run([column + place.min(count - 1), 0])[run.clone()];
-            }
-            let products = tile::<S, E, ROWS>(inputs, weights, fetch);
-            let place = column - self.panel.columns.start;
-            for (sums, products) in sums.chunks_exact_mut(width).zip(&products) {
-                for (sum, product) in sums[place..place + count].iter_mut().zip(products) {
-                    *sum += product;
-                }
-            }
-        }
-    }
-
-    /// How far the weights of the next strip, in this run or the next, are from those of this one.
-    /// May lead anywhere: nothing is read there.
-    #[inline(always)]
-    fn to_next_strip(&self, strip: &Range<usize>, run: &Range<usize>) -> isize {
-        let stride = self.weight.strides()[0] as isize;
-        let num_inputs = self.weight.shape()[1];
-        if strip.end < self.panel.columns.end || run.end >= num_inputs {
-            return stride * STRIP_COLUMNS as isize;
-        }
-        let back = strip.start - self.panel.columns.start;
-        run.len() as isize - stride * back as isize
-    }
-
+impl<E: Element, P> PanelKernel<'_, E, P> {
     /// Writes the panel: sums plus bias, rounded once.
     #[inline(always)]
     fn store(&self, sums: &mut [f32]) {
@@ -159,7 +101,8 @@ impl<E: Element> PanelKernel<'_, E> {
         if let Some(numbers) = self.bias {
             E::copy_widened(&numbers.as_slice()[columns.clone()], bias);
         }
-        for (row, sums) in rows.clone().zip(sums.chunks_exact_mut(columns.len())) {
+        for (row, sums) in rows.clone().zip(sums.chunks_exact_mut(self.panel.width())) {
+            let sums = &mut sums[..columns.len()];
             if self.bias.is_some() {
                 for (sum, bias) in sums.iter_mut().zip(&*bias) {
                     *sum += bias;
@@ -168,104 +111,6 @@ impl<E: Element> PanelKernel<'_, E> {
             // SAFETY: each panel is handed out once, and panels are disjoint.
             let output = unsafe { self.output.part_shared([row, columns.start], columns.len()) };
             E::narrow(sums, output);
-        }
-    }
-}
-
-/// The dot products of `ROWS` runs of the input with [`TILE_COLUMNS`] runs of the weight.
-///
-/// `fetch`, where given, is the distance in elements to as many later runs, fetched on the way.
-#[inline(always)]
-fn tile<S: Simd, E: Element, const ROWS: usize>(
-    inputs: [&[f32]; ROWS],
-    weights: [&[E]; TILE_COLUMNS],
-    fetch: Option<isize>,
-) -> [[f32; TILE_COLUMNS]; ROWS] {
-    let length = weights[0].len();
-    let whole = length - length % LANES;
-    let mut sums = [[S::splat(0.0); TILE_COLUMNS]; ROWS];
-    let mut input_starts = [std::ptr::null(); ROWS];
-    for row in 0..ROWS {
-        input_starts[row] = inputs[row].as_ptr();
-    }
-    let weight_starts = [weights[0].as_ptr(), weights[1].as_ptr(), weights[2].as_ptr()];
-    let mut k = 0;
-    // SAFETY: every run has `length` elements; both loops stay below, whole vectors at a time.
-    unsafe {
-        if let Some(distance) = fetch {
-            let per_line = (CACHE_LINE / size_of::<E>()).max(LANES);
-            while k + per_line <= length {
-                for start in weight_starts {
-                    S::prefetch(start.wrapping_add(k).wrapping_offset(distance).cast());
-                }
-                let end = k + per_line;
-                while k < end {
-                    step::<S, E, ROWS>(input_starts, weight_starts, k, &mut sums);
-                    k += LANES;
-                }
-            }
-        }
-        while k < whole {
-            step::<S, E, ROWS>(input_starts, weight_starts, k, &mut sums);
-            k += LANES;
-        }
-    }
-    if whole < length {
-        add_tail::<S, E, ROWS>(inputs, weights, whole, &mut sums);
-    }
-    let mut products = [[0.0; TILE_COLUMNS]; ROWS];
-    for row in 0..ROWS {
-        for column in 0..TILE_COLUMNS {
-            products[row][column] = S::sum(sums[row][column]);
-        }
-    }
-    products
-}
-
-/// Adds the products of one vector of each run.
-///
-/// # Safety
-/// `LANES` elements are readable at `k` of every run.
-#[inline(always)]
-unsafe fn step<S: Simd, E: Element, const ROWS: usize>(
-    inputs: [*const f32; ROWS],
-    weights: [*const E; TILE_COLUMNS],
-    k: usize,
-    sums: &mut [[S::V; TILE_COLUMNS]; ROWS],
-) {
-    // Loops, not `map`: a closure would not be compiled for the wider vectors.
-    let mut vectors = [S::splat(0.0); TILE_COLUMNS];
-    for column in 0..TILE_COLUMNS {
-        // SAFETY: as promised by the caller.
-        vectors[column] = unsafe { E::load::<S>(weights[column].add(k)) };
-    }
-    for row in 0..ROWS {
-        // SAFETY: as promised by the caller.
-        let input = unsafe { S::load(inputs[row].add(k)) };
-        for column in 0..TILE_COLUMNS {
-            sums[row][column] = S::fma(input, vectors[column], sums[row][column]);
-        }
-    }
-}
-
-/// Adds the elements from `whole` on, the lanes beyond them zero.
-#[inline(always)]
-fn add_tail<S: Simd, E: Element, const ROWS: usize>(
-    inputs: [&[f32]; ROWS],
-    weights: [&[E]; TILE_COLUMNS],
-    whole: usize,
-    sums: &mut [[S::V; TILE_COLUMNS]; ROWS],
-) {
-    let mut tails = [[0.0; LANES]; TILE_COLUMNS];
-    for (tail, weight) in tails.iter_mut().zip(weights) {
-        E::copy_widened(&weight[whole..], &mut tail[..weight.len() - whole]);
-    }
-    for (sums, input) in sums.iter_mut().zip(inputs) {
-        let mut numbers = [0.0; LANES];
-        numbers[..input.len() - whole].copy_from_slice(&input[whole..]);
-        for (sum, tail) in sums.iter_mut().zip(&tails) {
-            // SAFETY: no vector has more lanes than the buffers.
-            *sum = unsafe { S::fma(S::load(numbers.as_ptr()), S::load(tail.as_ptr()), *sum) };
         }
     }
 }

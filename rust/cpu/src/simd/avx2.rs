@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use crate::simd::{Kernel, RowPointers, Simd};
+use crate::simd::{Kernel, RowPointers, Simd, Transposed};
 
 /// The level. Only kernels dispatched to it use it.
 #[derive(Clone, Copy)]
@@ -154,14 +154,14 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn transpose_f32(rows: &RowPointers<f32>, dim: usize, to: *mut f32) -> usize {
+    unsafe fn transpose_f32(rows: &RowPointers<f32>, dim: usize, to: Transposed) -> usize {
         let done = dim / 8 * 8;
-        for column in (0..done).step_by(8) {
-            for half in [0, 8] {
+        for half in [0, 8] {
+            for column in (0..done).step_by(8) {
                 avx2!({
                     let columns = transpose_8x8(rows, half, column);
                     for (index, register) in columns.into_iter().enumerate() {
-                        _mm256_storeu_ps(to.add((column + index) * 16 + half), register);
+                        _mm256_storeu_ps(to.column(column + index).add(half), register);
                     }
                 });
             }
@@ -170,21 +170,21 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn transpose_bf16(rows: &RowPointers<bf16>, dim: usize, to: *mut f32) -> usize {
+    unsafe fn transpose_bf16(rows: &RowPointers<bf16>, dim: usize, to: Transposed) -> usize {
         // Pairs of neighbours are moved as one number and told apart at the end.
         let odd = avx2!(_mm256_set1_epi32(0xffff_0000_u32 as i32));
         let done = dim / 16 * 16;
-        for column in (0..done).step_by(16) {
-            for half in [0, 8] {
+        for half in [0, 8] {
+            for column in (0..done).step_by(16) {
                 avx2!({
                     let pairs = transpose_8x8(&rows.map(<*const bf16>::cast), half, column / 2);
                     for (index, pair) in pairs.into_iter().enumerate() {
                         let pair = _mm256_castps_si256(pair);
-                        let to = to.add((column + 2 * index) * 16 + half);
+                        let to = to.from(column + 2 * index);
                         let even = _mm256_slli_epi32::<16>(pair);
-                        _mm256_storeu_ps(to, _mm256_castsi256_ps(even));
+                        _mm256_storeu_ps(to.column(0).add(half), _mm256_castsi256_ps(even));
                         let odd = _mm256_and_si256(pair, odd);
-                        _mm256_storeu_ps(to.add(16), _mm256_castsi256_ps(odd));
+                        _mm256_storeu_ps(to.column(1).add(half), _mm256_castsi256_ps(odd));
                     }
                 });
             }
@@ -193,24 +193,24 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn transpose_f16(rows: &RowPointers<f16>, dim: usize, to: *mut f32) -> usize {
+    unsafe fn transpose_f16(rows: &RowPointers<f16>, dim: usize, to: Transposed) -> usize {
         // In each half register the four even numbers first, then the four odd ones.
         let order = avx2!(_mm256_broadcastsi128_si256(_mm_setr_epi8(
             0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15
         )));
         let done = dim / 16 * 16;
-        for column in (0..done).step_by(16) {
-            for half in [0, 8] {
+        for half in [0, 8] {
+            for column in (0..done).step_by(16) {
                 avx2!({
                     let pairs = transpose_8x8(&rows.map(<*const f16>::cast), half, column / 2);
                     for (index, pair) in pairs.into_iter().enumerate() {
                         let sorted = _mm256_shuffle_epi8(_mm256_castps_si256(pair), order);
                         let sorted = _mm256_permute4x64_epi64::<0b11_01_10_00>(sorted);
-                        let to = to.add((column + 2 * index) * 16 + half);
+                        let to = to.from(column + 2 * index);
                         let even = _mm256_cvtph_ps(_mm256_castsi256_si128(sorted));
-                        _mm256_storeu_ps(to, even);
+                        _mm256_storeu_ps(to.column(0).add(half), even);
                         let odd = _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(sorted));
-                        _mm256_storeu_ps(to.add(16), odd);
+                        _mm256_storeu_ps(to.column(1).add(half), odd);
                     }
                 });
             }
