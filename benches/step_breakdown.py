@@ -234,7 +234,7 @@ def linear_floor(engine: Any, *, num_rows: int) -> float:
         if isinstance(module, torch.nn.Linear)
     ]
     weights = [module.weight for module in linears]
-    rows = padded_rows(num_rows)
+    rows = padded_rows(num_rows, engine.parts.loaded.row_multiple)
     inputs = {
         weight.shape[1]: torch.randn(rows, weight.shape[1], dtype=weight.dtype)
         for weight in weights

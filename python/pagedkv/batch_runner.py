@@ -103,8 +103,10 @@ class BatchRunner:
         device: torch.device,
         masks: MaskSource,
         swap: SwapSpace,
+        row_multiple: int,
     ) -> None:
-        """Keeps the parts; allocates nothing."""
+        """Keeps the parts; allocates nothing. The runner wants a multiple of ``row_multiple`` rows."""
+        self._row_multiple = row_multiple
         self._runner = runner
         self._scorer = scorer
         self._names = names
@@ -120,7 +122,8 @@ class BatchRunner:
         Raises:
             BaseException: what is no ``Exception``, such as KeyboardInterrupt; the batch is then to be requeued.
         """
-        step = self._arena.inputs(batch, num_tokens_padded=padded_rows(batch.num_tokens))
+        num_tokens_padded = padded_rows(batch.num_tokens, self._row_multiple)
+        step = self._arena.inputs(batch, num_tokens_padded=num_tokens_padded)
         # Once, whatever becomes of the forward pass: what is moved is not overwritten by moving it.
         self._swap.move(*self._arena.swaps(batch))
         masks, failures = self._masks.fill(batch)
@@ -203,7 +206,7 @@ class BatchRunner:
             outcome.failures[int(step.row_ids[0])] = _describe(error)
         while pending:
             rows = pending.pop()
-            part, samples = select_rows(step, rows)
+            part, samples = select_rows(step, rows, row_multiple=self._row_multiple)
             part = replace(part, block_copies=copies)
             part_targets = targets.take(samples)
             reader = self._scorer.reader(part)
@@ -225,12 +228,15 @@ class BatchRunner:
         return outcome
 
 
-def select_rows(step: StepInputs, rows: Sequence[int]) -> tuple[StepInputs, npt.NDArray[np.int64]]:
+def select_rows(
+    step: StepInputs, rows: Sequence[int], *, row_multiple: int
+) -> tuple[StepInputs, npt.NDArray[np.int64]]:
     """A step with some of the rows, and without block copies.
 
     Args:
         step: the whole step, on a CPU.
         rows: places among its rows, ascending.
+        row_multiple: of how many rows the smaller step is to be a multiple.
 
     Returns:
         The smaller step, and the indices of its samples among the samples of the whole.
@@ -255,7 +261,7 @@ def select_rows(step: StepInputs, rows: Sequence[int]) -> tuple[StepInputs, npt.
         slot_mapping=step.slot_mapping[:, at].contiguous(),
         logits_indices=torch.from_numpy(places),
         block_copies=step.block_copies[:0],
-        num_tokens_padded=padded_rows(tokens.size),
+        num_tokens_padded=padded_rows(tokens.size, row_multiple),
     )
     return selected, samples
 

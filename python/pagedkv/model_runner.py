@@ -8,7 +8,7 @@ import torch
 
 from pagedkv.attention.context import StepContext, step_context
 from pagedkv.models.head import LanguageModelHead
-from pagedkv.models.padding import ROW_MULTIPLE, padded_rows
+from pagedkv.models.padding import padded_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +31,7 @@ class ModelRunner:
         device: torch.device,
         max_num_batched_tokens: int,
         vocab_size: int,
+        row_multiple: int,
     ) -> None:
         """Reserves the padded inputs of the largest batch.
 
@@ -41,12 +42,14 @@ class ModelRunner:
             device: Where the model is.
             max_num_batched_tokens: The most tokens a batch can have.
             vocab_size: Logits beyond it, which some models pad, are left out.
+            row_multiple: Of how many rows batches are multiples.
         """
         self._model = model
         self._head = LanguageModelHead(model)
         self._vocab_size = vocab_size
         self._context = StepContext(backend=backend, layers=layers)
-        capacity = padded_rows(max_num_batched_tokens)
+        self._row_multiple = row_multiple
+        capacity = padded_rows(max_num_batched_tokens, row_multiple)
         self._input_ids = torch.zeros(1, capacity, dtype=torch.long, device=device)
         self._positions = torch.zeros(1, capacity, dtype=torch.long, device=device)
 
@@ -55,7 +58,7 @@ class ModelRunner:
         """Runs the batch: block copies, keys and values into their slots, logits of the sampled positions.
 
         Args:
-            step: The batch. ``num_tokens_padded`` comes from `pagedkv.models.padded_rows`.
+            step: The batch. ``num_tokens_padded`` comes from `pagedkv.models.padded_rows`, with the same multiple.
 
         Returns:
             [S, vocabulary] float32 on the model's device, valid until the caller drops it.
@@ -71,7 +74,7 @@ class ModelRunner:
                 input_ids=input_ids,
                 position_ids=positions,
                 use_cache=False,
-                logits_to_keep=_padded_indices(step.logits_indices, input_ids.device),
+                logits_to_keep=self._padded_indices(step.logits_indices, input_ids.device),
             )
         logits: torch.Tensor = output.logits
         return logits[0, :num_samples, : self._vocab_size].float()
@@ -82,7 +85,7 @@ class ModelRunner:
         with self._head.watch():
             logits = self.forward(step)
         for indices in torch.split(reader.indices, reader.chunk_rows):
-            part = self._head.logits(_padded_indices(indices, logits.device))
+            part = self._head.logits(self._padded_indices(indices, logits.device))
             reader.take(part[: indices.shape[0], : self._vocab_size].float())
         self._head.forget()
         return logits
@@ -97,9 +100,9 @@ class ModelRunner:
         positions[0, num_tokens:] = 0
         return input_ids, positions
 
-
-def _padded_indices(indices: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The sampled positions [S] as int64, followed by zeros up to a padded row count (of at least one pad unit)."""
-    padded = torch.zeros(max(padded_rows(indices.shape[0]), ROW_MULTIPLE), dtype=torch.long)
-    padded[: indices.shape[0]] = indices
-    return padded.to(device)
+    def _padded_indices(self, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """The sampled positions [S] as int64, followed by zeros up to a padded row count, at least one row."""
+        num_padded = padded_rows(max(indices.shape[0], 1), self._row_multiple)
+        padded = torch.zeros(num_padded, dtype=torch.long)
+        padded[: indices.shape[0]] = indices
+        return padded.to(device)

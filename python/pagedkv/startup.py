@@ -136,10 +136,7 @@ def assemble(
     Raises:
         ValueError: the KV cache cannot hold one sequence of the longest context.
     """
-    max_num_batched_tokens = config.max_num_batched_tokens or max(
-        _CPU_BATCHED_TOKENS if loaded.device.type == "cpu" else _GPU_BATCHED_TOKENS,
-        config.max_num_seqs,
-    )
+    max_num_batched_tokens = _max_batched_tokens(config, loaded)
     kv_size = size_kv_cache(loaded, config, max_num_batched_tokens=max_num_batched_tokens)
     log_kv_size(kv_size, loaded)
     kv_cache = KvCache(
@@ -186,6 +183,7 @@ def assemble(
             device=loaded.device,
             masks=MaskSource(scheduler, vocab_size=loaded.vocab_size),
             swap=SwapSpace(kv_cache, num_blocks=swap_size.num_blocks),
+            row_multiple=loaded.row_multiple,
         ),
         sampler=sampler,
         scorer=scorer,
@@ -233,6 +231,12 @@ def _create_scheduler(
     )
 
 
+def _max_batched_tokens(config: EngineConfig, loaded: LoadedModel) -> int:
+    """Those asked for; else as many as the device is good for, and one for each sequence at least."""
+    usual = _CPU_BATCHED_TOKENS if loaded.device.type == "cpu" else _GPU_BATCHED_TOKENS
+    return config.max_num_batched_tokens or max(usual, config.max_num_seqs)
+
+
 def _create_runner(
     loaded: LoadedModel, kv_cache: KvCache, *, backend_name: str, max_num_batched_tokens: int
 ) -> Runner:
@@ -255,6 +259,7 @@ def _create_runner(
         device=loaded.device,
         max_num_batched_tokens=max_num_batched_tokens,
         vocab_size=loaded.vocab_size,
+        row_multiple=loaded.row_multiple,
     )
 
 

@@ -43,7 +43,7 @@ def make_step(lengths, *, copies=0):
 
 def test_selected_rows_keep_their_tokens_slots_and_samples():
     step = make_step([3, 1, 4, 2], copies=2)
-    part, samples = select_rows(step, [1, 3])
+    part, samples = select_rows(step, [1, 3], row_multiple=4)
     assert part.row_ids.tolist() == [11, 13]
     assert part.query_start_loc.tolist() == [0, 1, 3]
     assert part.input_ids.tolist() == [3, 8, 9]
@@ -58,7 +58,7 @@ def test_selected_rows_keep_their_tokens_slots_and_samples():
 
 def test_all_rows_selected_are_the_step_itself():
     step = make_step([2, 5, 1])
-    part, samples = select_rows(step, [0, 1, 2])
+    part, samples = select_rows(step, [0, 1, 2], row_multiple=4)
     assert samples.tolist() == [0, 1, 2, 3]
     for field in dataclasses.fields(StepInputs):
         mine, whole = getattr(part, field.name), getattr(step, field.name)
@@ -136,6 +136,7 @@ def run(runner, step, *, params=None):
         device=torch.device("cpu"),
         masks=MaskSource(None, vocab_size=VOCAB),
         swap=SwapSpace(NoCache(), num_blocks=0),
+        row_multiple=4,
     )
     return batches.run(Batch())
 

@@ -53,7 +53,9 @@ class NaiveEngine:
             device=loaded.device,
             max_num_batched_tokens=max_num_batched_tokens,
             vocab_size=loaded.vocab_size,
+            row_multiple=loaded.row_multiple,
         )
+        self.row_multiple = loaded.row_multiple
         self.free = list(range(1, num_blocks))
         random.Random(0).shuffle(self.free)
         self.tables = torch.zeros(len(self.groups), max_num_seqs, num_blocks, dtype=torch.int32)
@@ -133,7 +135,7 @@ class NaiveEngine:
             block_tables=self.tables,
             logits_indices=int32(logits_indices),
             block_copies=torch.empty(0, 3, dtype=torch.int32),
-            num_tokens_padded=padded_rows(len(ids)),
+            num_tokens_padded=padded_rows(len(ids), self.row_multiple),
         )
         return step, sampled_rows
 

@@ -63,6 +63,7 @@ def runner_of(loaded, backend):
         device=CPU,
         max_num_batched_tokens=16,
         vocab_size=loaded.vocab_size,
+        row_multiple=4,
     )
 
 
@@ -144,6 +145,37 @@ def test_logits_have_the_same_bits_alone_and_in_a_batch_whatever_the_chunks(mode
         alone = NaiveEngine(model, backend="cpu", max_num_batched_tokens=13)
         logits = alone.generate([prompt], max_tokens=6)[1][0]
         assert torch.equal(torch.stack(logits), torch.stack(expected))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "cpu_kernels", "multiple"),
+    [
+        ("llama", True, 1),
+        ("gemma2", True, 1),
+        # Products that are torch's: all, those of another layer class, of routers, of latents.
+        ("llama", False, 4),
+        ("gpt2", True, 4),
+        ("mixtral", True, 4),
+        ("deepseek_v3", True, 4),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batches_are_padded_only_where_a_product_is_torchs(
+    model_type, cpu_kernels, multiple, dtype
+):
+    model = tiny_model(model_type).to(dtype)
+    model = prepare_model(model, folder=None, max_model_len=64, cpu_kernels=cpu_kernels)
+    assert model.row_multiple == multiple
+
+
+def test_rows_of_an_unpadded_batch_have_the_same_bits_however_many_they_are():
+    model = prepare_model(tiny_model("llama"), folder=None, max_model_len=64)
+    prompts = random_prompts([1, 2, 5, 6, 7, 11, 3])
+    together = NaiveEngine(model, backend="cpu").generate(prompts, max_tokens=5)[1]
+    for count in range(1, len(prompts)):
+        few = NaiveEngine(model, backend="cpu").generate(prompts[:count], max_tokens=5)[1]
+        for logits, expected in zip(few, together, strict=False):
+            assert torch.equal(torch.stack(logits), torch.stack(expected))
 
 
 def test_logits_do_not_depend_on_the_number_of_threads():

@@ -58,6 +58,7 @@ class LoadedModel:
         dtype: Of the weights and of keys and values.
         device: Where it runs.
         batch_invariant: A row's result has the same bits whatever else is in the batch.
+        row_multiple: Of how many rows a batch must be a multiple for that.
         on_slow_path: It computes its attention itself, over the keys and values of one sequence at a time.
     """
 
@@ -72,6 +73,7 @@ class LoadedModel:
     dtype: torch.dtype
     device: torch.device
     batch_invariant: bool
+    row_multiple: int
     on_slow_path: bool
 
 
@@ -171,6 +173,7 @@ def prepare_model(
         dtype=model.dtype,
         device=model.device,
         batch_invariant=path.batch_invariant,
+        row_multiple=path.row_multiple,
         on_slow_path=path.is_slow,
     )
 

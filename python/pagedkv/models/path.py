@@ -17,9 +17,11 @@ from pagedkv.attention.interface import PROBE_NAME, RUNTIME_NAME
 from pagedkv.models.adapters import adapt_attention, restore_attention, use_implementation
 from pagedkv.models.cache_windows import check_cache_windows
 from pagedkv.models.fusion import fuse_if_equal, watch_linears
+from pagedkv.models.padding import ROW_MULTIPLE
 from pagedkv.models.probe import NotOnFastPathError, ProbeResult, check_layer_count, probe
-from pagedkv.models.rows import check_rows_independent, is_batch_invariant
+from pagedkv.models.rows import check_rows_independent, find_row_multiple, is_batch_invariant
 from pagedkv.models.slow_path import probe_slow_path
+from pagedkv.models.surgery import multiplies_in_kernels
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -44,12 +46,14 @@ class ModelPath:
         layers: In the order of their index.
         num_logits: Per token; some models pad their vocabulary.
         batch_invariant: A row's result has the same bits whatever else is in the batch.
+        row_multiple: Of how many rows a batch must be a multiple for that.
         is_slow: Its own attention code runs, one sequence per forward pass.
     """
 
     layers: list[ProbedLayer]
     num_logits: int
     batch_invariant: bool
+    row_multiple: int
     is_slow: bool
 
 
@@ -65,7 +69,7 @@ def choose_path(
     set_attention = partial(use_implementation if adapt_attention(model) else _set_attention, model)
     set_attention(PROBE_NAME)
     try:
-        probed, batch_invariant = _probe_model(
+        probed, row_multiple = _probe_model(
             model, max_model_len=max_model_len, fuse_projections=fuse_projections
         )
     except NotOnFastPathError as error:
@@ -81,9 +85,15 @@ def choose_path(
             model_type,
             error.reason,
         )
-        return ModelPath(layers=layers, num_logits=num_logits, batch_invariant=False, is_slow=True)
+        return ModelPath(
+            layers=layers,
+            num_logits=num_logits,
+            batch_invariant=False,
+            row_multiple=ROW_MULTIPLE,
+            is_slow=True,
+        )
     set_attention(RUNTIME_NAME)
-    if not batch_invariant:
+    if row_multiple is None:
         logger.info(
             "on this machine the last bits of a result of %r can depend on what else is in the batch",
             model_type,
@@ -91,15 +101,21 @@ def choose_path(
     return ModelPath(
         layers=list(probed.layers.values()),
         num_logits=probed.logits.shape[1],
-        batch_invariant=batch_invariant,
+        batch_invariant=row_multiple is not None,
+        row_multiple=row_multiple or ROW_MULTIPLE,
         is_slow=False,
     )
 
 
 def _probe_model(
     model: PreTrainedModel, *, max_model_len: int, fuse_projections: FusionChoice
-) -> tuple[ProbeResult, bool]:
-    """Watches and checks the model; fuses its sibling projections on the way."""
+) -> tuple[ProbeResult, int | None]:
+    """Watches and checks the model; fuses its sibling projections on the way.
+
+    Returns:
+        What was seen, and of how many rows a batch must be a multiple for a row not to depend on it; None if it does
+        even so.
+    """
     model_type = str(model.config.model_type)
     num_tokens = min(_PROBE_TOKENS, max_model_len)
     # Spread over the vocabulary.
@@ -132,6 +148,7 @@ def _probe_model(
         model_type=model_type,
         max_model_len=max_model_len,
     )
+    in_kernels = multiplies_in_kernels(model)
     invariant = is_batch_invariant(run_rows, first, input_ids=input_ids, positions=positions)
     fuse_if_equal(
         model,
@@ -143,7 +160,12 @@ def _probe_model(
         positions=positions,
         must_be_invariant=invariant,
     )
-    return first, invariant
+    if not invariant:
+        return first, None
+    if not in_kernels:
+        return first, ROW_MULTIPLE
+    multiple = find_row_multiple(run_rows, first, input_ids=input_ids, positions=positions)
+    return first, multiple
 
 
 def num_hidden_layers(config: PretrainedConfig) -> int | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pagedkv.errors import UnsupportedModelError
+from pagedkv.models.padding import ROW_MULTIPLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 # Rows that the second run repeats; a few may differ by rounding, when an expert is chosen by a hair.
 _MAX_DIFFERING_FRACTION = 0.25
 _RELATIVE_TOLERANCE = 0.05
+# Row counts for which a product of torch's gives other bits, if it does for any.
+_ODD_COUNTS = (1, 3)
 
 
 def check_rows_independent(
@@ -77,11 +80,43 @@ def is_batch_invariant(
 ) -> bool:
     """Whether a quarter of the rows, run alone, gives the same bits as among all rows."""
     few = input_ids.shape[0] // 4
-    alone = run(input_ids[:few], positions[:few])
-    same_keys = all(
-        torch.equal(alone.keys[layer_idx], keys[:, :few]) for layer_idx, keys in first.keys.items()
+    return _is_same_alone(few, run, first, input_ids=input_ids, positions=positions)
+
+
+def find_row_multiple(
+    run: Probe, first: ProbeResult, *, input_ids: torch.Tensor, positions: torch.Tensor
+) -> int:
+    """Of how many rows a batch is to be a multiple, so that a row has the same bits in each: 1 where that holds for all.
+
+    Args:
+        run: Runs the probe.
+        first: The result of ``input_ids`` at ``positions``.
+        input_ids: [T].
+        positions: [T].
+    """
+    counts = [count for count in _ODD_COUNTS if count <= input_ids.shape[0]]
+    same = all(
+        _is_same_alone(count, run, first, input_ids=input_ids, positions=positions)
+        for count in counts
     )
-    return same_keys and torch.equal(alone.logits, first.logits[:few])
+    return 1 if same else ROW_MULTIPLE
+
+
+def _is_same_alone(
+    count: int,
+    run: Probe,
+    first: ProbeResult,
+    *,
+    input_ids: torch.Tensor,
+    positions: torch.Tensor,
+) -> bool:
+    """Whether the first ``count`` rows by themselves give the bits that they have among all."""
+    alone = run(input_ids[:count], positions[:count])
+    same_keys = all(
+        torch.equal(alone.keys[layer_idx], keys[:, :count])
+        for layer_idx, keys in first.keys.items()
+    )
+    return same_keys and torch.equal(alone.logits, first.logits[:count])
 
 
 def results_agree(before: ProbeResult, after: ProbeResult, *, in_bits: bool) -> bool:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torch import nn
+
+from pagedkv.attention.interface import LATENT_ATTRIBUTE
 from pagedkv.models.activation import KernelActivation, activation_kernel
-from pagedkv.models.linear import exchange_linears, restore_linears
+from pagedkv.models.linear import KernelLinear, exchange_linears, restore_linears
 from pagedkv.models.norm import KernelRmsNorm, norm_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from torch import nn
 
 
 def use_kernels(model: nn.Module) -> int:
@@ -46,6 +47,18 @@ def use_torch(model: nn.Module) -> int:
                 setattr(parent, name, child.original)
                 num_restored += 1
     return num_restored
+
+
+def multiplies_in_kernels(model: nn.Module) -> bool:
+    """Whether no product of ``model`` with its parameters is torch's, as far as its modules show."""
+    for module in model.modules():
+        has_matrix = any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
+        if has_matrix and not isinstance(module, KernelLinear | nn.Embedding):
+            return False
+        # It multiplies with a layer's weight itself.
+        if hasattr(module, LATENT_ATTRIBUTE):
+            return False
+    return True
 
 
 def exchange_children(model: nn.Module, stand_in: Callable[[nn.Module], nn.Module | None]) -> int:
