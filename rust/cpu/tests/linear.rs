@@ -216,14 +216,17 @@ fn a_row_of_a_norm_has_the_same_bits_alone_and_among_others() {
 
 #[test]
 fn every_level_with_a_fused_multiply_add_gives_the_bits_of_its_scalar_twin() {
-    let product = Product { rows: 7, inputs: 1031, columns: 53, gap: 1, has_bias: true };
+    let few = Product { rows: 5, inputs: 1031, columns: 53, gap: 1, has_bias: true };
+    let many = Product { rows: 23, ..few };
     let norm = RmsNorm { epsilon: 1e-6, weight_offset: 1.0, rounds_twice: true };
     let input = numbers::<bf16>(9 * 515, 4);
     let best = Isa::best();
     let results = || {
         let narrow = normed(norm, &input, [9, 515]).iter().map(|number| number.to_bits()).collect();
-        let product = product.output::<f32>().iter().map(|number| number.to_bits()).collect();
-        (product, narrow)
+        let wide = [few, many].map(Product::output::<f32>).concat();
+        let half = [few, many].map(Product::output::<bf16>).concat();
+        let product = wide.iter().map(|number| number.to_bits());
+        (product.chain(half.iter().map(|number| number.to_bits().into())).collect(), narrow)
     };
     Isa::Fused.choose().unwrap();
     let twin: (Vec<u32>, Vec<u16>) = results();
