@@ -180,11 +180,11 @@ impl Simd for Avx2 {
                     let pairs = transpose_8x8(&rows.map(<*const bf16>::cast), half, column / 2);
                     for (index, pair) in pairs.into_iter().enumerate() {
                         let pair = _mm256_castps_si256(pair);
-                        let to = to.from(column + 2 * index);
+                        let column = column + 2 * index;
                         let even = _mm256_slli_epi32::<16>(pair);
-                        _mm256_storeu_ps(to.column(0).add(half), _mm256_castsi256_ps(even));
+                        _mm256_storeu_ps(to.column(column).add(half), _mm256_castsi256_ps(even));
                         let odd = _mm256_and_si256(pair, odd);
-                        _mm256_storeu_ps(to.column(1).add(half), _mm256_castsi256_ps(odd));
+                        _mm256_storeu_ps(to.column(column + 1).add(half), _mm256_castsi256_ps(odd));
                     }
                 });
             }
@@ -206,11 +206,11 @@ impl Simd for Avx2 {
                     for (index, pair) in pairs.into_iter().enumerate() {
                         let sorted = _mm256_shuffle_epi8(_mm256_castps_si256(pair), order);
                         let sorted = _mm256_permute4x64_epi64::<0b11_01_10_00>(sorted);
-                        let to = to.from(column + 2 * index);
+                        let column = column + 2 * index;
                         let even = _mm256_cvtph_ps(_mm256_castsi256_si128(sorted));
-                        _mm256_storeu_ps(to.column(0).add(half), even);
+                        _mm256_storeu_ps(to.column(column).add(half), even);
                         let odd = _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(sorted));
-                        _mm256_storeu_ps(to.column(1).add(half), odd);
+                        _mm256_storeu_ps(to.column(column + 1).add(half), odd);
                     }
                 });
             }

@@ -55,16 +55,6 @@ impl Transposed {
         // SAFETY: the caller's promise.
         unsafe { self.first.add(column * self.stride) }
     }
-
-    /// The columns from `column` on.
-    ///
-    /// # Safety
-    /// There are some.
-    #[inline(always)]
-    pub(crate) unsafe fn from(self, column: usize) -> Self {
-        // SAFETY: the caller's promise.
-        Self { first: unsafe { self.column(column) }, ..self }
-    }
 }
 
 /// Work that is compiled for each instruction set.
