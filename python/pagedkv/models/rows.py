@@ -94,10 +94,9 @@ def find_row_multiple(
         input_ids: [T].
         positions: [T].
     """
-    counts = [count for count in _ODD_COUNTS if count <= input_ids.shape[0]]
     same = all(
         _is_same_alone(count, run, first, input_ids=input_ids, positions=positions)
-        for count in counts
+        for count in _ODD_COUNTS
     )
     return 1 if same else ROW_MULTIPLE
 

@@ -156,8 +156,8 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn transpose_f32(rows: &RowPointers<f32>, dim: usize, to: Transposed) -> usize {
         let done = dim / 8 * 8;
-        for half in [0, 8] {
-            for column in (0..done).step_by(8) {
+        for column in (0..done).step_by(8) {
+            for half in [0, 8] {
                 avx2!({
                     let columns = transpose_8x8(rows, half, column);
                     for (index, register) in columns.into_iter().enumerate() {
@@ -174,8 +174,8 @@ impl Simd for Avx2 {
         // Pairs of neighbours are moved as one number and told apart at the end.
         let odd = avx2!(_mm256_set1_epi32(0xffff_0000_u32 as i32));
         let done = dim / 16 * 16;
-        for half in [0, 8] {
-            for column in (0..done).step_by(16) {
+        for column in (0..done).step_by(16) {
+            for half in [0, 8] {
                 avx2!({
                     let pairs = transpose_8x8(&rows.map(<*const bf16>::cast), half, column / 2);
                     for (index, pair) in pairs.into_iter().enumerate() {
@@ -199,8 +199,8 @@ impl Simd for Avx2 {
             0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15
         )));
         let done = dim / 16 * 16;
-        for half in [0, 8] {
-            for column in (0..done).step_by(16) {
+        for column in (0..done).step_by(16) {
+            for half in [0, 8] {
                 avx2!({
                     let pairs = transpose_8x8(&rows.map(<*const f16>::cast), half, column / 2);
                     for (index, pair) in pairs.into_iter().enumerate() {
