@@ -22,6 +22,7 @@ from torch.nn import functional  # noqa: E402
 
 from pagedkv import _core  # noqa: E402
 from pagedkv.models.linear import linear  # noqa: E402
+from pagedkv.models.packed_weight import PackedWeight  # noqa: E402
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # Bytes of the weights of one measurement: several times what last-level caches hold.
@@ -66,8 +67,9 @@ def compare(
 ) -> tuple[float, float]:
     """Median seconds per product: ours and torch's, in turns."""
     ours, theirs = [], []
+    packed = [PackedWeight.pack(weight) for weight in weights]
     for _ in range(rounds):
-        ours.append(timed(lambda: [linear(hidden, weight, None) for weight in weights]))
+        ours.append(timed(lambda: [linear(hidden, weight) for weight in packed]))
         theirs.append(timed(lambda: [functional.linear(hidden, weight) for weight in weights]))
     return statistics.median(ours) / len(weights), statistics.median(theirs) / len(weights)
 

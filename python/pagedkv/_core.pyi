@@ -416,7 +416,7 @@ def linear(
 
     Args:
         numbers: [rows, inputs], rows contiguous.
-        weight: [outputs, inputs], rows contiguous.
+        weight: [outputs / 16 rounded up, inputs * 16], rows contiguous: of each input the weights of sixteen outputs.
         bias: [outputs], or None.
         output: [rows, outputs], written.
         dtype: Format of all; summed in float32.

@@ -280,7 +280,7 @@ def mapped_ranges(folder):
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of mappings")
 def test_weights_are_used_where_the_file_is_mapped_without_a_copy(tmp_path):
     save_sharded(tiny_model("llama", dtype=torch.bfloat16, hidden_size=128), tmp_path)
-    with open_llm(tmp_path, fuse_projections=False) as llm:
+    with open_llm(tmp_path, cpu_kernels=False, fuse_projections=False) as llm:
         parameters = list(llm.llm_engine.parts.loaded.model.parameters())
         ranges = mapped_ranges(tmp_path)
         assert all(any(p.data_ptr() in mapped for mapped in ranges) for p in parameters)

@@ -245,7 +245,7 @@ def test_a_fusion_that_changes_the_result_is_taken_back(block, rows):
         first,
         input_ids=positions,
         positions=positions,
-        must_be_invariant=False,
+        row_multiple=None,
     )
     assert fused is None
     assert siblings_of(block) == []

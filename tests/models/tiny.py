@@ -58,7 +58,8 @@ _MLA = {
 }
 
 _LATENT_EXPERTS = {
-    "n_routed_experts": 4,
+    # Routers take sigmoids of one number per expert; torch rounds those otherwise that fill no vector of at most 32.
+    "n_routed_experts": 32,
     "num_experts_per_tok": 2,
     "n_shared_experts": 1,
     "n_group": 1,

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from pagedkv.models.linear import linear
+from pagedkv.models.packed_weight import PackedExperts
 from pagedkv.models.padding import padded_rows
 
 if TYPE_CHECKING:
@@ -77,9 +77,12 @@ def _run_expert(module: Any, expert_idx: int, rows: torch.Tensor) -> torch.Tenso
 
 
 def _project(module: Any, name: str, expert_idx: int, rows: torch.Tensor) -> torch.Tensor:
-    weight = getattr(module, name)[expert_idx]
+    weights = getattr(module, name)
     bias = getattr(module, f"{name}_bias")[expert_idx] if module.has_bias else None
-    return linear(rows, weight.T if module.is_transposed else weight, bias)
+    if isinstance(weights, PackedExperts):
+        return functional.linear(rows, weights.experts[expert_idx], bias)
+    weight = weights[expert_idx]
+    return functional.linear(rows, weight.T if module.is_transposed else weight, bias)
 
 
 ALL_EXPERTS_FUNCTIONS.register(EXPERTS_NAME, padded_experts)

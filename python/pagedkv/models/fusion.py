@@ -8,20 +8,20 @@ called with the very same tensor, takes its columns, and called with any other t
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import mmap
-import sys
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
+from torch.nn import functional
 
-from pagedkv.models.linear import KernelLinear, product_of
-from pagedkv.models.rows import is_batch_invariant, results_agree
+from pagedkv.models.packed_weight import STRIP, PackedWeight
+from pagedkv.models.packing import release_pages
+from pagedkv.models.rows import has_row_multiple, results_agree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,9 +36,6 @@ FusionChoice = bool | Literal["auto"]
 # The most numbers in a shared weight that gained by it (benches/RESULTS.md): what is saved is the start of a product,
 # which counts when threads must be woken for it and the product is short.
 _MAX_AUTO_NUMEL = 1 << 17
-
-# Linux: drop pages from memory, after writing back what differs from the file; whoever reads them gets them again.
-_MADV_PAGEOUT = 21
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +108,7 @@ def watch_linears(model: nn.Module) -> Iterator[LinearCalls]:
     handles = [
         module.register_forward_pre_hook(calls.record)
         for module in model.modules()
-        if type(module) in (nn.Linear, KernelLinear)
+        if type(module) is nn.Linear
     ]
     try:
         yield calls
@@ -144,7 +141,7 @@ def fuse_if_equal(
     *,
     input_ids: torch.Tensor,
     positions: torch.Tensor,
-    must_be_invariant: bool,
+    row_multiple: int | None,
 ) -> FusedProjections | None:
     """Fuses the siblings to be fused, runs the probe again, and takes the fusion back if the result is another.
 
@@ -157,7 +154,7 @@ def fuse_if_equal(
         first: The result of ``input_ids`` at ``positions`` before.
         input_ids: [T].
         positions: [T].
-        must_be_invariant: Accept only rows whose bits do not depend on the other rows.
+        row_multiple: Accept only rows that have the same bits in batches of a multiple of it, unless it is None.
     """
     groups = choose_siblings(found, choice, input_ids.device)
     if not groups:
@@ -166,8 +163,8 @@ def fuse_if_equal(
     try:
         again = run(input_ids, positions)
         is_same = results_agree(first, again, in_bits=choice == "auto") and (
-            not must_be_invariant
-            or is_batch_invariant(run, again, input_ids=input_ids, positions=positions)
+            row_multiple is None
+            or has_row_multiple(row_multiple, run, again, input_ids=input_ids, positions=positions)
         )
     except RuntimeError as error:
         # A model that cannot read strided columns.
@@ -185,31 +182,46 @@ class SharedProduct:
     """The product of one input with the weights of all siblings, computed by the first and taken by the others.
 
     Attributes:
-        weight: [sum of the siblings' outputs, inputs].
-        bias: [sum of the siblings' outputs], None where none of them has one.
+        weight: [outputs, inputs], the siblings' weights one below the other; packed ones begin with a strip.
+        bias: [outputs], None where none of them has one.
+        starts: The row in which each sibling begins.
     """
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
-        """Copies the weights one behind the other; a sibling without bias beside one with gets zeros."""
-        self.weight = torch.cat([linear.weight.detach() for linear in linears])
+        """Copies the weights; a sibling without bias beside one with gets zeros."""
+        weights = [linear.weight.detach() for linear in linears]
+        self.weight, self.starts = _join(weights)
+        self._sizes = [linear.out_features for linear in linears]
         self.bias: torch.Tensor | None = None
         biases = [_bias_of(linear) for linear in linears]
         if any(bias is not None for bias in biases):
-            self.bias = torch.cat(
-                [
-                    self.weight.new_zeros(linear.out_features) if bias is None else bias
-                    for linear, bias in zip(linears, biases, strict=True)
-                ]
-            )
-        self.multiply = product_of(linears[0])
-        self._sizes = [linear.out_features for linear in linears]
+            first = next(bias for bias in biases if bias is not None)
+            self.bias = first.new_zeros(self.weight.shape[0])
+            for start, bias in zip(self.starts, biases, strict=True):
+                if bias is not None:
+                    self.bias[start : start + bias.shape[0]] = bias
         # The input and what is left of its product, by place.
         self._held: tuple[torch.Tensor, dict[int, torch.Tensor]] | None = None
 
+    def weight_of(self, place: int) -> torch.Tensor:
+        """The weight of sibling ``place``, in the same memory."""
+        start, size = self.starts[place], self._sizes[place]
+        if isinstance(self.weight, PackedWeight):
+            return self.weight.part(start, size)
+        return self.weight[start : start + size]
+
+    def bias_of(self, place: int) -> torch.Tensor:
+        """The bias of sibling ``place``, in the same memory."""
+        assert self.bias is not None, "asked for by a sibling with a bias"
+        return self.bias[self.starts[place] :][: self._sizes[place]]
+
     def compute(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Multiplies, keeps the columns of the others, and returns those of the first."""
-        product = self.multiply(hidden_states, self.weight, self.bias)
-        first, *others = torch.split(product, self._sizes, dim=-1)
+        product = functional.linear(hidden_states, self.weight, self.bias)
+        first, *others = (
+            product.narrow(-1, start, size)
+            for start, size in zip(self.starts, self._sizes, strict=True)
+        )
         self._held = (hidden_states, dict(enumerate(others, start=1)))
         return first
 
@@ -228,27 +240,19 @@ class SharedProduct:
 
 
 class SiblingLinear(nn.Linear):
-    """A linear layer whose weight is a part of a shared one.
+    """A linear layer whose weight is a part of a shared one."""
 
-    Attributes:
-        kind: Class of the layer that it stands for.
-    """
-
-    def __init__(
-        self, product: SharedProduct, linear: nn.Linear, *, place: int, start: int
-    ) -> None:
-        """Stands for ``linear``, whose weight begins at row ``start`` of the shared one."""
+    def __init__(self, product: SharedProduct, linear: nn.Linear, *, place: int) -> None:
+        """Stands for ``linear``, sibling ``place`` of the product."""
         super().__init__(
             linear.in_features,
             linear.out_features,
             bias=_bias_of(linear) is not None,
             device="meta",
         )
-        rows = slice(start, start + linear.out_features)
-        self.weight = nn.Parameter(product.weight[rows], requires_grad=False)
-        if _bias_of(linear) is not None and product.bias is not None:
-            self.bias = nn.Parameter(product.bias[rows], requires_grad=False)
-        self.kind = type(linear)
+        self.weight = nn.Parameter(product.weight_of(place), requires_grad=False)
+        if _bias_of(linear) is not None:
+            self.bias = nn.Parameter(product.bias_of(place), requires_grad=False)
         self._product = product
         self._place = place
         self.train(linear.training)
@@ -260,7 +264,7 @@ class SiblingLinear(nn.Linear):
         columns = self._product.take(self._place, hidden_states)
         if columns is not None:
             return columns
-        return self._product.multiply(hidden_states, self.weight, self.bias)
+        return functional.linear(hidden_states, self.weight, self.bias)
 
 
 class FusedProjections:
@@ -289,34 +293,28 @@ class FusedProjections:
 def _fuse(siblings: Siblings) -> SharedProduct:
     linears = siblings.linears
     product = SharedProduct(linears)
-    start = 0
     for place, (name, linear) in enumerate(zip(siblings.names, linears, strict=True)):
-        setattr(siblings.parent, name, SiblingLinear(product, linear, place=place, start=start))
-        start += linear.out_features
-        _release_pages(linear.weight)
+        setattr(siblings.parent, name, SiblingLinear(product, linear, place=place))
+        release_pages(linear.weight)
     return product
 
 
-def _release_pages(weight: torch.Tensor) -> None:
-    """Lets go of the pages of a weight that nobody reads any more, where it is a part of a mapped checkpoint.
-
-    Any other memory goes with its tensor. This is advice: where it is refused, memory stays resident until it is needed.
-    """
-    is_mapped = weight.device.type == "cpu" and not weight.untyped_storage().resizable()
-    if sys.platform != "linux" or not is_mapped or not weight.is_contiguous():
-        return
-    start = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    num_bytes = (weight.data_ptr() + weight.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
-    if num_bytes > 0:
-        ctypes.CDLL(None).madvise(
-            ctypes.c_void_p(start), ctypes.c_size_t(num_bytes), ctypes.c_int(_MADV_PAGEOUT)
-        )
+def _join(weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
+    """The weights one below the other, and the row in which each begins."""
+    packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
+    are_packed = len(packed) == len(weights)
+    sizes = [
+        -(-weight.shape[0] // STRIP) * STRIP if are_packed else weight.shape[0]
+        for weight in weights
+    ]
+    starts = [0, *accumulate(sizes[:-1])]
+    return PackedWeight.join(packed) if are_packed else torch.cat(list(weights)), starts
 
 
 def _separate(sibling: nn.Linear) -> nn.Linear:
     assert isinstance(sibling, SiblingLinear), "undone once"
     bias = _bias_of(sibling)
-    linear = sibling.kind(
+    linear = nn.Linear(
         sibling.in_features, sibling.out_features, bias=bias is not None, device="meta"
     )
     linear.weight = nn.Parameter(sibling.weight.detach().clone(), requires_grad=False)

@@ -1,7 +1,7 @@
 """How many rows a matrix product is given.
 
 torch's products on a CPU take other code paths for a few row counts: with AVX2 a float32 row has other last bits among 1
-to 3, 5 to 7 and 9 to 11 rows, a bfloat16 row alone. Multiples of four avoid them all. A model of which no product is
+to 3, 5 to 7 and 9 to 11 rows, a bfloat16 row alone. Multiples of four avoid them all, where a last vector of numbers is not full, multiples of eight. A model of which no product is
 torch's needs no padding; whether one is such is tried, see `pagedkv.models.rows.find_row_multiple`.
 """
 

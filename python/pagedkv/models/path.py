@@ -17,9 +17,10 @@ from pagedkv.attention.interface import PROBE_NAME, RUNTIME_NAME
 from pagedkv.models.adapters import adapt_attention, restore_attention, use_implementation
 from pagedkv.models.cache_windows import check_cache_windows
 from pagedkv.models.fusion import fuse_if_equal, watch_linears
+from pagedkv.models.packing import unpack_weights
 from pagedkv.models.padding import ROW_MULTIPLE
 from pagedkv.models.probe import NotOnFastPathError, ProbeResult, check_layer_count, probe
-from pagedkv.models.rows import check_rows_independent, find_row_multiple, is_batch_invariant
+from pagedkv.models.rows import check_rows_independent, find_row_multiple
 from pagedkv.models.slow_path import probe_slow_path
 from pagedkv.models.surgery import multiplies_in_kernels
 
@@ -78,6 +79,7 @@ def choose_path(
         layers, num_logits = probe_slow_path(
             model, vocab_size=num_embeddings(model), max_model_len=max_model_len
         )
+        unpack_weights(model, only_if_read=True)
         logger.warning(
             "model type %r runs on the slow path, because %s: each sequence of a step takes a forward "
             "pass of its own, in the model's own attention code; the results are the same, but a "
@@ -138,6 +140,7 @@ def _probe_model(
 
     with watch_linears(model) as calls:
         first = run(input_ids, positions, with_masks=True)
+    unpack_weights(model, only_if_read=True)
     check_layer_count(model_type, first.layers, num_hidden_layers(model.config))
     check_cache_windows(model.config, first.layers, max_model_len=max_model_len)
     check_rows_independent(
@@ -148,8 +151,13 @@ def _probe_model(
         model_type=model_type,
         max_model_len=max_model_len,
     )
-    in_kernels = multiplies_in_kernels(model)
-    invariant = is_batch_invariant(run_rows, first, input_ids=input_ids, positions=positions)
+    row_multiple = find_row_multiple(
+        run_rows,
+        first,
+        input_ids=input_ids,
+        positions=positions,
+        smallest=1 if multiplies_in_kernels(model) else ROW_MULTIPLE,
+    )
     fuse_if_equal(
         model,
         calls.siblings(model, num_rows=num_tokens),
@@ -158,14 +166,9 @@ def _probe_model(
         first,
         input_ids=input_ids,
         positions=positions,
-        must_be_invariant=invariant,
+        row_multiple=row_multiple,
     )
-    if not invariant:
-        return first, None
-    if not in_kernels:
-        return first, ROW_MULTIPLE
-    multiple = find_row_multiple(run_rows, first, input_ids=input_ids, positions=positions)
-    return first, multiple
+    return first, row_multiple
 
 
 def num_hidden_layers(config: PretrainedConfig) -> int | None:

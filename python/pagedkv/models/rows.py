@@ -8,6 +8,7 @@ running the probe's tokens a second time in another order beside a token far awa
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 # Rows that the second run repeats; a few may differ by rounding, when an expert is chosen by a hair.
 _MAX_DIFFERING_FRACTION = 0.25
 _RELATIVE_TOLERANCE = 0.05
-# Row counts for which a product of torch's gives other bits, if it does for any.
-_ODD_COUNTS = (1, 3)
+# Row counts of which one at least has other bits, if any has: together, all rows of a probe.
+_ODD_COUNTS = (1, 3, 5, 7)
 
 
 def check_rows_independent(
@@ -75,47 +76,58 @@ def check_rows_independent(
         raise UnsupportedModelError(msg)
 
 
-def is_batch_invariant(
-    run: Probe, first: ProbeResult, *, input_ids: torch.Tensor, positions: torch.Tensor
-) -> bool:
-    """Whether a quarter of the rows, run alone, gives the same bits as among all rows."""
-    few = input_ids.shape[0] // 4
-    return _is_same_alone(few, run, first, input_ids=input_ids, positions=positions)
-
-
 def find_row_multiple(
-    run: Probe, first: ProbeResult, *, input_ids: torch.Tensor, positions: torch.Tensor
-) -> int:
-    """Of how many rows a batch is to be a multiple, so that a row has the same bits in each: 1 where that holds for all.
+    run: Probe,
+    first: ProbeResult,
+    *,
+    input_ids: torch.Tensor,
+    positions: torch.Tensor,
+    smallest: int,
+) -> int | None:
+    """Of how many rows a batch is to be a multiple, so that a row has the same bits in each; None if that does not help.
 
     Args:
         run: Runs the probe.
         first: The result of ``input_ids`` at ``positions``.
         input_ids: [T].
         positions: [T].
+        smallest: The least multiple to try.
     """
-    same = all(
-        _is_same_alone(count, run, first, input_ids=input_ids, positions=positions)
-        for count in _ODD_COUNTS
-    )
-    return 1 if same else ROW_MULTIPLE
+    for multiple in (1, ROW_MULTIPLE, 2 * ROW_MULTIPLE):
+        if multiple >= smallest and has_row_multiple(
+            multiple, run, first, input_ids=input_ids, positions=positions
+        ):
+            return multiple
+    return None
 
 
-def _is_same_alone(
-    count: int,
+def has_row_multiple(
+    multiple: int,
     run: Probe,
     first: ProbeResult,
     *,
     input_ids: torch.Tensor,
     positions: torch.Tensor,
 ) -> bool:
-    """Whether the first ``count`` rows by themselves give the bits that they have among all."""
-    alone = run(input_ids[:count], positions[:count])
-    same_keys = all(
-        torch.equal(alone.keys[layer_idx], keys[:, :count])
-        for layer_idx, keys in first.keys.items()
-    )
-    return same_keys and torch.equal(alone.logits, first.logits[:count])
+    """Whether every row has the bits of ``first`` in a part of the batch, too, of ``multiple`` rows; of few odd ones for 1.
+
+    Not products alone depend on the count: torch computes a function of the last numbers of a tensor, those that fill no
+    vector, otherwise than that of the ones before.
+    """
+    start = 0
+    for count in _ODD_COUNTS if multiple == 1 else repeat(multiple):
+        part = slice(start, start + count)
+        if part.stop > input_ids.shape[0]:
+            break
+        alone = run(input_ids[part], positions[part])
+        same_keys = all(
+            torch.equal(alone.keys[layer_idx], keys[:, part])
+            for layer_idx, keys in first.keys.items()
+        )
+        if not same_keys or not torch.equal(alone.logits, first.logits[part]):
+            return False
+        start = part.stop
+    return True
 
 
 def results_agree(before: ProbeResult, after: ProbeResult, *, in_bits: bool) -> bool:

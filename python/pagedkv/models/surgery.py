@@ -12,8 +12,9 @@ from torch import nn
 
 from pagedkv.attention.interface import LATENT_ATTRIBUTE
 from pagedkv.models.activation import KernelActivation, activation_kernel
-from pagedkv.models.linear import KernelLinear, exchange_linears, restore_linears
 from pagedkv.models.norm import KernelRmsNorm, norm_kernel
+from pagedkv.models.packed_weight import Packed
+from pagedkv.models.packing import pack_weights, unpack_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,21 +23,19 @@ if TYPE_CHECKING:
 def use_kernels(model: nn.Module) -> int:
     """Has linear layers, root-mean-square norms and activations of ``model`` computed by kernels, in place.
 
-    What no kernel computes stays as it is; names and parameters stay those that they were.
+    What no kernel computes stays as it is; names and shapes of parameters stay those that they were.
 
     Returns:
-        How many modules were exchanged.
+        How many modules and weights were exchanged.
     """
     return (
-        exchange_children(model, activation_kernel)
-        + _exchange_norms(model)
-        + exchange_linears(model)
+        exchange_children(model, activation_kernel) + _exchange_norms(model) + pack_weights(model)
     )
 
 
 def use_torch(model: nn.Module) -> int:
-    """Undoes `use_kernels`; returns how many modules were put back."""
-    num_restored = restore_linears(model)
+    """Undoes `use_kernels`; returns how many modules and weights were put back."""
+    num_restored = unpack_weights(model)
     for module in model.modules():
         if isinstance(vars(module).get("forward"), KernelRmsNorm):
             del module.forward
@@ -52,8 +51,9 @@ def use_torch(model: nn.Module) -> int:
 def multiplies_in_kernels(model: nn.Module) -> bool:
     """Whether no product of ``model`` with its parameters is torch's, as far as its modules show."""
     for module in model.modules():
-        has_matrix = any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
-        if has_matrix and not isinstance(module, KernelLinear | nn.Embedding):
+        matrices = [weight for weight in module.parameters(recurse=False) if weight.ndim > 1]
+        in_torch = any(not isinstance(matrix, Packed) for matrix in matrices)
+        if in_torch and not isinstance(module, nn.Embedding):
             return False
         # It multiplies with a layer's weight itself.
         if hasattr(module, LATENT_ATTRIBUTE):

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use crate::error::Error;
 use crate::isa::Isa;
 use crate::item::{Step, run_items};
-use crate::simd::{RowPointers, Simd, Transposed};
+use crate::simd::{RowPointers, Simd};
 use crate::view::View;
 
 /// A format in which keys, values and activations are stored.
@@ -28,7 +28,7 @@ pub trait Element: Copy + Send + Sync + 'static {
     /// # Safety
     /// Each row has `dim` readable elements, and `to` as many columns.
     #[doc(hidden)]
-    unsafe fn transpose<S: Simd>(rows: &RowPointers<Self>, dim: usize, to: Transposed) -> usize;
+    unsafe fn transpose<S: Simd>(rows: &RowPointers<Self>, dim: usize, to: *mut f32) -> usize;
 
     /// Runs the items of a step: here, so that they are compiled with this crate, once per format.
     #[doc(hidden)]
@@ -60,7 +60,7 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    unsafe fn transpose<S: Simd>(rows: &RowPointers<Self>, dim: usize, to: Transposed) -> usize {
+    unsafe fn transpose<S: Simd>(rows: &RowPointers<Self>, dim: usize, to: *mut f32) -> usize {
         // SAFETY: the caller's promise.
         unsafe { S::transpose_f32(rows, dim, to) }
     }
@@ -96,7 +96,7 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
-    unsafe fn transpose<S: Simd>(rows: &RowPointers<Self>, dim: usize, to: Transposed) -> usize {
+    unsafe fn transpose<S: Simd>(rows: &RowPointers<Self>, dim: usize, to: *mut f32) -> usize {
         // SAFETY: the caller's promise.
         unsafe { S::transpose_bf16(rows, dim, to) }
     }
@@ -130,7 +130,7 @@ impl Element for f16 {
     }
 
     #[inline(always)]
-    unsafe fn transpose<S: Simd>(rows: &RowPointers<Self>, dim: usize, to: Transposed) -> usize {
+    unsafe fn transpose<S: Simd>(rows: &RowPointers<Self>, dim: usize, to: *mut f32) -> usize {
         // SAFETY: the caller's promise.
         unsafe { S::transpose_f16(rows, dim, to) }
     }

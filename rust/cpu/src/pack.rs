@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::element::Element;
 use crate::product::{CHUNK, UNIT};
-use crate::simd::{Kernel, LANES, Line, RowPointers, Simd, Transposed};
+use crate::simd::{Kernel, LANES, Line, RowPointers, Simd};
 use crate::view::View;
 
 /// Rows that are sent for ahead of their use. Rows are used one block after the other, from distinct
@@ -176,33 +176,17 @@ impl<E: Element> Columns<'_, E> {
         // SAFETY: the caller's promise.
         unsafe {
             let rows = self.rows.map(|row| row.add(self.first + first));
-            transpose::<S, E>(&rows, count, Transposed { first: to, stride: LANES });
-        }
-    }
-}
-
-/// Widens and transposes `count` columns of sixteen rows.
-///
-/// # Safety
-/// Each row has `count` readable elements, and `to` as many columns.
-#[inline(always)]
-pub(crate) unsafe fn transpose<S: Simd, E: Element>(
-    rows: &RowPointers<E>,
-    count: usize,
-    to: Transposed,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let done = E::transpose::<S>(rows, count, to);
-        if done == count {
-            return;
-        }
-        for (lane, row) in rows.iter().enumerate() {
-            let rest = std::slice::from_raw_parts(row.add(done), count - done);
-            for (column, element) in rest.iter().enumerate() {
-                let mut number = [0.0];
-                E::copy_widened(std::slice::from_ref(element), &mut number);
-                *to.column(done + column).add(lane) = number[0];
+            let done = E::transpose::<S>(&rows, count, to);
+            if done == count {
+                return;
+            }
+            for (lane, row) in rows.iter().enumerate() {
+                let rest = std::slice::from_raw_parts(row.add(done), count - done);
+                for (column, element) in rest.iter().enumerate() {
+                    let mut number = [0.0];
+                    E::copy_widened(std::slice::from_ref(element), &mut number);
+                    *to.add((done + column) * LANES + lane) = number[0];
+                }
             }
         }
     }

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use crate::simd::{Kernel, RowPointers, Simd, Transposed};
+use crate::simd::{Kernel, LANES, RowPointers, Simd};
 
 /// The level. Only kernels dispatched to it use it.
 #[derive(Clone, Copy)]
@@ -154,14 +154,14 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn transpose_f32(rows: &RowPointers<f32>, dim: usize, to: Transposed) -> usize {
+    unsafe fn transpose_f32(rows: &RowPointers<f32>, dim: usize, to: *mut f32) -> usize {
         let done = dim / 8 * 8;
         for column in (0..done).step_by(8) {
             for half in [0, 8] {
                 avx2!({
                     let columns = transpose_8x8(rows, half, column);
                     for (index, register) in columns.into_iter().enumerate() {
-                        _mm256_storeu_ps(to.column(column + index).add(half), register);
+                        _mm256_storeu_ps(to.add((column + index) * LANES + half), register);
                     }
                 });
             }
@@ -170,7 +170,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn transpose_bf16(rows: &RowPointers<bf16>, dim: usize, to: Transposed) -> usize {
+    unsafe fn transpose_bf16(rows: &RowPointers<bf16>, dim: usize, to: *mut f32) -> usize {
         // Pairs of neighbours are moved as one number and told apart at the end.
         let odd = avx2!(_mm256_set1_epi32(0xffff_0000_u32 as i32));
         let done = dim / 16 * 16;
@@ -182,9 +182,12 @@ impl Simd for Avx2 {
                         let pair = _mm256_castps_si256(pair);
                         let column = column + 2 * index;
                         let even = _mm256_slli_epi32::<16>(pair);
-                        _mm256_storeu_ps(to.column(column).add(half), _mm256_castsi256_ps(even));
+                        _mm256_storeu_ps(to.add(column * LANES + half), _mm256_castsi256_ps(even));
                         let odd = _mm256_and_si256(pair, odd);
-                        _mm256_storeu_ps(to.column(column + 1).add(half), _mm256_castsi256_ps(odd));
+                        _mm256_storeu_ps(
+                            to.add((column + 1) * LANES + half),
+                            _mm256_castsi256_ps(odd),
+                        );
                     }
                 });
             }
@@ -193,7 +196,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn transpose_f16(rows: &RowPointers<f16>, dim: usize, to: Transposed) -> usize {
+    unsafe fn transpose_f16(rows: &RowPointers<f16>, dim: usize, to: *mut f32) -> usize {
         // In each half register the four even numbers first, then the four odd ones.
         let order = avx2!(_mm256_broadcastsi128_si256(_mm_setr_epi8(
             0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15
@@ -208,9 +211,9 @@ impl Simd for Avx2 {
                         let sorted = _mm256_permute4x64_epi64::<0b11_01_10_00>(sorted);
                         let column = column + 2 * index;
                         let even = _mm256_cvtph_ps(_mm256_castsi256_si128(sorted));
-                        _mm256_storeu_ps(to.column(column).add(half), even);
+                        _mm256_storeu_ps(to.add(column * LANES + half), even);
                         let odd = _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(sorted));
-                        _mm256_storeu_ps(to.column(column + 1).add(half), odd);
+                        _mm256_storeu_ps(to.add((column + 1) * LANES + half), odd);
                     }
                 });
             }

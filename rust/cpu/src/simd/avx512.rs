@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use crate::simd::{Avx2, Kernel, RowPointers, Simd, Transposed};
+use crate::simd::{Avx2, Kernel, RowPointers, Simd};
 
 /// The level. Only kernels dispatched to it use it.
 #[derive(Clone, Copy)]
@@ -130,17 +130,17 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn transpose_f32(rows: &RowPointers<f32>, dim: usize, to: Transposed) -> usize {
+    unsafe fn transpose_f32(rows: &RowPointers<f32>, dim: usize, to: *mut f32) -> usize {
         avx512!(Avx2::transpose_f32(rows, dim, to))
     }
 
     #[inline(always)]
-    unsafe fn transpose_bf16(rows: &RowPointers<bf16>, dim: usize, to: Transposed) -> usize {
+    unsafe fn transpose_bf16(rows: &RowPointers<bf16>, dim: usize, to: *mut f32) -> usize {
         avx512!(Avx2::transpose_bf16(rows, dim, to))
     }
 
     #[inline(always)]
-    unsafe fn transpose_f16(rows: &RowPointers<f16>, dim: usize, to: Transposed) -> usize {
+    unsafe fn transpose_f16(rows: &RowPointers<f16>, dim: usize, to: *mut f32) -> usize {
         avx512!(Avx2::transpose_f16(rows, dim, to))
     }
 

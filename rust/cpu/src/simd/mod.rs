@@ -38,25 +38,6 @@ impl Line {
 /// Rows of a matrix in storage, of sixteen keys.
 pub(crate) type RowPointers<E> = [*const E; LANES];
 
-/// Where the columns of sixteen rows go: sixteen numbers each, `stride` apart.
-#[derive(Clone, Copy)]
-pub struct Transposed {
-    pub(crate) first: *mut f32,
-    pub(crate) stride: usize,
-}
-
-impl Transposed {
-    /// The place of a column.
-    ///
-    /// # Safety
-    /// It has one.
-    #[inline(always)]
-    pub(crate) unsafe fn column(self, column: usize) -> *mut f32 {
-        // SAFETY: the caller's promise.
-        unsafe { self.first.add(column * self.stride) }
-    }
-}
-
 /// Work that is compiled for each instruction set.
 ///
 /// `run` and everything it calls must be `#[inline(always)]`: only inlined code takes on the
@@ -148,13 +129,13 @@ pub trait Simd: Copy {
     /// The sum of the lanes: lanes eight apart first, then four, two and one.
     fn sum(v: Self::V) -> f32;
 
-    /// Transposes the first columns of sixteen rows and says how many of `dim`: none where the plain
-    /// loop does as well.
+    /// Transposes the first columns of sixteen rows into `to` `[dim, 16]` and says how many of `dim`:
+    /// none where the plain loop does as well.
     ///
     /// # Safety
-    /// Each row has `dim` readable elements, and `to` as many columns.
+    /// Each row has `dim` readable elements, and `to` has room.
     #[inline(always)]
-    unsafe fn transpose_f32(_rows: &RowPointers<f32>, _dim: usize, _to: Transposed) -> usize {
+    unsafe fn transpose_f32(_rows: &RowPointers<f32>, _dim: usize, _to: *mut f32) -> usize {
         0
     }
 
@@ -163,7 +144,7 @@ pub trait Simd: Copy {
     /// # Safety
     /// As there.
     #[inline(always)]
-    unsafe fn transpose_bf16(_rows: &RowPointers<bf16>, _dim: usize, _to: Transposed) -> usize {
+    unsafe fn transpose_bf16(_rows: &RowPointers<bf16>, _dim: usize, _to: *mut f32) -> usize {
         0
     }
 
@@ -172,7 +153,7 @@ pub trait Simd: Copy {
     /// # Safety
     /// As there.
     #[inline(always)]
-    unsafe fn transpose_f16(_rows: &RowPointers<f16>, _dim: usize, _to: Transposed) -> usize {
+    unsafe fn transpose_f16(_rows: &RowPointers<f16>, _dim: usize, _to: *mut f32) -> usize {
         0
     }
 

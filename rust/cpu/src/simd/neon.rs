@@ -7,7 +7,7 @@ use std::arch::aarch64::*;
 use half::{bf16, f16};
 
 use crate::element::Element;
-use crate::simd::{Kernel, RowPointers, Simd, Transposed};
+use crate::simd::{Kernel, LANES, RowPointers, Simd};
 
 /// The level. Only kernels dispatched to it use it.
 #[derive(Clone, Copy)]
@@ -166,7 +166,7 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    unsafe fn transpose_f32(rows: &RowPointers<f32>, dim: usize, to: Transposed) -> usize {
+    unsafe fn transpose_f32(rows: &RowPointers<f32>, dim: usize, to: *mut f32) -> usize {
         let done = dim / 4 * 4;
         for column in (0..done).step_by(4) {
             for first in [0, 4, 8, 12] {
@@ -184,7 +184,7 @@ impl Simd for Neon {
                         vzip2q_f32(high[0], high[1]),
                     ];
                     for (index, register) in columns.into_iter().enumerate() {
-                        vst1q_f32(to.column(column + index).add(first), register);
+                        vst1q_f32(to.add((column + index) * LANES + first), register);
                     }
                 });
             }
