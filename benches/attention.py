@@ -2,7 +2,7 @@
 
 Peer: ``scaled_dot_product_attention`` over the same keys and values laid out contiguously, the faster of its grouped form
 and the one with key heads repeated beforehand. Each case takes turns between the two, in one process, and prints medians.
-Floors: decode must read every key and value once (bytes / measured read bandwidth), prefill must multiply (2 operations
+Floors: decode must read every key and value once (bytes / read bandwidth, measured in the same turns), prefill must multiply (2 operations
 per number of a key and a value and query that attends it / torch's measured matrix product).
 
     python benches/attention.py --threads 2
@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from pagedkv import _core
 from pagedkv.attention.base import LayerCache, LayerSpec, StepInputs
 from pagedkv.attention.cpu_backend import CpuBackend
+from pagedkv.pages import prefer_large_pages
 
 Run = Callable[[], object]
 Clock = Callable[[], float]
@@ -65,6 +66,13 @@ class Case:
         return f"{kind} {self.batch} x {self.context}, {self.heads[0]}/{self.heads[1]} x {self.head_dim}, {dtype}"
 
 
+def stored(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Random numbers in memory like that of an engine's pool."""
+    storage = torch.empty(shape, dtype=dtype)
+    prefer_large_pages(storage)
+    return storage.copy_(torch.randn(shape))
+
+
 def paged(case: Case, layer_idx: int = 0) -> Run:
     """A function that runs the paged kernel once."""
     num_heads, num_kv_heads = case.heads
@@ -72,9 +80,7 @@ def paged(case: Case, layer_idx: int = 0) -> Run:
     num_rows = 1 if case.shared else case.batch
     num_blocks = 1 + num_rows * columns
     shape = (num_blocks, num_kv_heads, BLOCK_SIZE, case.head_dim)
-    cache = LayerCache(
-        key=torch.randn(shape).to(case.dtype), value=torch.randn(shape).to(case.dtype)
-    )
+    cache = LayerCache(key=stored(shape, case.dtype), value=stored(shape, case.dtype))
     blocks = torch.randperm(num_blocks - 1) + 1
     tables = blocks.int().reshape(1, num_rows, columns).expand(1, case.batch, columns)
     tokens = case.batch * case.query_len
@@ -155,16 +161,14 @@ def medians(functions: Sequence[Run], *, seconds: float, clock: Clock) -> list[f
     return [statistics.median(own) for own in times]
 
 
-def read_bandwidth(seconds: float, clock: Clock) -> float:
-    """Bytes per second of a streaming read with all threads: the best of several."""
-    numbers = torch.ones(64 * 2**20)
-    best = 0.0
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = clock()
-        numbers.sum()
-        best = max(best, numbers.numel() * 4 / (clock() - start))
-    return best
+class StreamingRead:
+    """A plain read of memory that is in no cache, with all threads: the floor of decode."""
+
+    def __init__(self) -> None:
+        """Makes the numbers that are read."""
+        parts = torch.ones(64 * 2**20).chunk(4)
+        self.nbytes = parts[0].nbytes
+        self.run = in_turns([part.sum for part in parts])
 
 
 def matmul_peak(seconds: float, clock: Clock) -> float:
@@ -179,18 +183,20 @@ def matmul_peak(seconds: float, clock: Clock) -> float:
     return best
 
 
-def compare(case: Case, *, seconds: float, clock: Clock, bandwidth: float, peak: float) -> None:
-    """Prints one line of the table."""
+def compare(
+    case: Case, *, seconds: float, clock: Clock, reading: StreamingRead, peak: float
+) -> None:
+    """Prints one line of the table; memory is read in turns with both, for its speed changes by the minute."""
     ours = in_turns([paged(case) for _ in range(case.num_layers)])
     peers = [in_turns([contiguous(case, expanded=False) for _ in range(case.num_layers)])]
     is_grouped = case.heads[0] != case.heads[1]
     group = case.heads[0] // case.heads[1]
     if is_grouped and case.kv_bytes * case.num_layers * group <= LARGEST_EXPANDED_BYTES:
         peers.append(in_turns([contiguous(case, expanded=True) for _ in range(case.num_layers)]))
-    own, *others = medians([ours, *peers], seconds=seconds, clock=clock)
+    own, read_ms, *others = medians([ours, reading.run, *peers], seconds=seconds, clock=clock)
     torch_ms = min(others)
     if case.query_len == 1:
-        share = f"{case.kv_bytes / bandwidth * 1e3 / own:.0%} of bandwidth"
+        share = f"{case.kv_bytes / reading.nbytes * read_ms / own:.0%} of bandwidth"
     else:
         share = f"{case.flops / peak * 1e3 / own:.0%} of matmul"
     print(f"| {case} | {own:.2f} | {torch_ms:.2f} | {own / torch_ms:.2f} | {share} |", flush=True)
@@ -247,15 +253,15 @@ def main() -> None:
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     torch.set_num_threads(arguments.threads)
     _core.set_num_threads(arguments.threads)
-    bandwidth, peak = read_bandwidth(1.0, clock), matmul_peak(1.0, clock)
-    print(
-        f"{_core.cpu_isa()}, {arguments.threads} threads, read {bandwidth / 1e9:.1f} GB/s, ", end=""
-    )
+    reading, peak = StreamingRead(), matmul_peak(1.0, clock)
+    (read_ms,) = medians([reading.run], seconds=1.0, clock=clock)
+    speed = reading.nbytes / read_ms / 1e6
+    print(f"{_core.cpu_isa()}, {arguments.threads} threads, read {speed:.1f} GB/s, ", end="")
     print(f"torch matmul {peak / 1e9:.0f} GFLOP/s\n")
     print("| case | ours ms | torch ms | ours / torch | floor |\n|---|---|---|---|---|")
     for case in cases(quick=arguments.quick):
         if arguments.only in str(case):
-            compare(case, seconds=arguments.seconds, clock=clock, bandwidth=bandwidth, peak=peak)
+            compare(case, seconds=arguments.seconds, clock=clock, reading=reading, peak=peak)
     for heads, head_dim in (((8, 8), 64), ((8, 2), 64), ((32, 8), 128)):
         case = Case(batch=16, context=2048, heads=heads, head_dim=head_dim, shared=True)
         if arguments.only in f"shared: {case}":

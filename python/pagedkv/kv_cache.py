@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pagedkv.attention.base import LayerCache
+from pagedkv.pages import prefer_large_pages
 
 if TYPE_CHECKING:
     from pagedkv.attention.base import LayerSpec
@@ -48,7 +49,10 @@ class KvCache:
         self.dtype = dtype
 
         def allocate(size_per_token: int) -> torch.Tensor:
-            return torch.empty(num_blocks, size_per_token * block_size, dtype=dtype, device=device)
+            size = size_per_token * block_size
+            storage = torch.empty(num_blocks, size, dtype=dtype, device=device)
+            prefer_large_pages(storage)
+            return storage
 
         self.keys = [allocate(storage.key_size) for storage in geometry.storages]
         self.values = [allocate(storage.value_size) for storage in geometry.storages]

@@ -20,8 +20,8 @@ from torch import nn
 from torch.nn import functional
 
 from pagedkv.models.packed_weight import STRIP, PackedWeight
-from pagedkv.models.packing import release_pages
 from pagedkv.models.rows import has_row_multiple, results_agree
+from pagedkv.pages import release_pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -15,14 +12,12 @@ from transformers.pytorch_utils import Conv1D
 from pagedkv.arrays import DTYPE_NAMES
 from pagedkv.attention.interface import LATENT_ATTRIBUTE
 from pagedkv.models.packed_weight import Packed, PackedExperts, PackedWeight
+from pagedkv.pages import release_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     Pack: TypeAlias = Callable[[torch.Tensor], Packed]
-
-# Linux: drop pages from memory, after writing back what differs from the file; whoever reads them gets them again.
-_MADV_PAGEOUT = 21
 
 _EXPERT_WEIGHTS = ("gate_up_proj", "up_proj", "down_proj")
 
@@ -64,22 +59,6 @@ def unpack_weights(model: nn.Module, *, only_if_read: bool = False) -> int:
         return type(parameter).unpacked
 
     return _replace(model, unpack)
-
-
-def release_pages(weight: torch.Tensor) -> None:
-    """Lets go of the pages of a weight that nobody reads any more, where it is a part of a mapped checkpoint.
-
-    Any other memory goes with its tensor. This is advice: where it is refused, memory stays resident until it is needed.
-    """
-    is_mapped = weight.device.type == "cpu" and not weight.untyped_storage().resizable()
-    if sys.platform != "linux" or not is_mapped or not weight.is_contiguous():
-        return
-    start = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    num_bytes = (weight.data_ptr() + weight.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
-    if num_bytes > 0:
-        ctypes.CDLL(None).madvise(
-            ctypes.c_void_p(start), ctypes.c_size_t(num_bytes), ctypes.c_int(_MADV_PAGEOUT)
-        )
 
 
 def _packable(module: nn.Module) -> Iterator[tuple[nn.Parameter, Pack]]:

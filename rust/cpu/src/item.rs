@@ -21,7 +21,7 @@ use crate::dispatch::dispatch;
 use crate::element::Element;
 use crate::error::Error;
 use crate::isa::Isa;
-use crate::pack::{AHEAD, ChunkRows, chunk_rows};
+use crate::pack::{ChunkRows, MAX_AHEAD, chunk_rows};
 use crate::plan::{Item, Plan, Query};
 use crate::product::{CHUNK, MAX_ROWS, UNIT, block_size};
 use crate::simd::{Kernel, LANES, Line, Simd};
@@ -29,8 +29,10 @@ use crate::softmax::{Part, State, merge};
 use crate::threads::for_each;
 use crate::view::{View, ViewMut};
 
-/// Rows from which on it pays to rearrange values.
+/// Rows from which on it pays to rearrange values that are read more often than `MAX_READS`.
 const MIN_ROWS_TO_PACK: usize = 3;
+/// Times that values may be read where they are stored.
+const MAX_READS: usize = 2;
 
 /// Panels of keys that are packed and used together where there is one block of rows.
 const PANELS_AT_ONCE: usize = 4;
@@ -278,7 +280,7 @@ impl<E: Element> ItemKernel<'_, E> {
         let table = self.step.block_tables.run([self.item.table_row, 0]);
         let mut read = self.read(chunk);
         if chunk + 1 < self.item.chunks.end {
-            read.end += self.read(chunk + 1).len().min(AHEAD);
+            read.end += self.read(chunk + 1).len().min(MAX_AHEAD);
         }
         chunk_rows(storage, table, self.item.kv_head, &read)
     }

@@ -7,13 +7,24 @@ use crate::product::{CHUNK, UNIT};
 use crate::simd::{Kernel, LANES, Line, RowPointers, Simd};
 use crate::view::View;
 
-/// Rows that are sent for ahead of their use. Rows are used one block after the other, from distinct
-/// places: the processor's own prefetch does not follow, and it is the latency that would count.
-pub(crate) const AHEAD: usize = LANES;
+/// The most rows that are sent for ahead of their use.
+pub(crate) const MAX_AHEAD: usize = 4 * LANES;
+/// Bytes that are sent for ahead of their use: what comes in while a memory under load answers, and
+/// well below the first-level cache.
+const BYTES_AHEAD: usize = 8192;
 
 /// Where the rows of a chunk are stored, by position, and the first of the next; those that no query
 /// reads repeat a neighbour that one does.
-pub(crate) type ChunkRows<E> = [*const E; CHUNK + AHEAD];
+pub(crate) type ChunkRows<E> = [*const E; CHUNK + MAX_AHEAD];
+
+/// How many rows of `dim` elements are sent for ahead of their use, a multiple of sixteen. Rows are
+/// used one block after the other, from distinct places: the processor's own prefetch does not
+/// follow, and it is the latency that would count.
+#[inline(always)]
+pub(crate) fn rows_ahead<E>(dim: usize) -> usize {
+    let rows = BYTES_AHEAD / (dim * size_of::<E>()).max(1);
+    rows.clamp(LANES, MAX_AHEAD) / LANES * LANES
+}
 
 /// The rows of `storage` at the positions `read`, of the chunk of the first of them and perhaps some
 /// of the next.
@@ -25,7 +36,7 @@ pub(crate) fn chunk_rows<E: Element>(
     read: &Range<usize>,
 ) -> ChunkRows<E> {
     let block_size = storage.shape()[2];
-    let mut rows = [std::ptr::null(); CHUNK + AHEAD];
+    let mut rows = [std::ptr::null(); CHUNK + MAX_AHEAD];
     let first_position = read.start / CHUNK * CHUNK;
     let mut position = read.start;
     while position < read.end {
@@ -100,8 +111,8 @@ pub(crate) unsafe fn score_keys<S: Simd, E: Element>(
     }
 }
 
-/// The columns of sixteen keys, a cache line after the other. While they are used, the next sixteen
-/// keys are sent for, row by row for the sake of the memory.
+/// The columns of sixteen keys, a cache line after the other. While they are used, sixteen keys of a
+/// later panel are sent for, row by row for the sake of the memory.
 struct Lines<'a, E> {
     rows: &'a RowPointers<E>,
     dim: usize,
@@ -114,7 +125,8 @@ impl<'a, E: Element> Lines<'a, E> {
     fn new(rows: &'a ChunkRows<E>, dim: usize, panel: usize) -> Self {
         let rows_at_once = LANES.div_ceil(dim.div_ceil(line::<E>()));
         let (rows, next) = rows[panel * LANES..].split_first_chunk().expect("sixteen rows");
-        Self { rows, dim, first: 0, next: next[..AHEAD].chunks(rows_at_once) }
+        let next = &next[rows_ahead::<E>(dim) - LANES..][..LANES];
+        Self { rows, dim, first: 0, next: next.chunks(rows_at_once) }
     }
 }
 
@@ -245,8 +257,9 @@ pub(crate) unsafe fn pack_values<S: Simd, E: Element>(
     keys: Range<usize>,
     packed: *mut f32,
 ) {
+    let ahead = rows_ahead::<E>(dim);
     for key in keys {
-        let (row, next) = (rows[key], rows[key + AHEAD]);
+        let (row, next) = (rows[key], rows[key + ahead]);
         // SAFETY: the caller's promise.
         unsafe {
             for unit in 0..dim / LANES {

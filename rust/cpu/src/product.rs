@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use crate::element::Element;
-use crate::pack::{AHEAD, ChunkRows};
+use crate::pack::ChunkRows;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Keys whose softmax is taken together, at absolute positions `[i * CHUNK, (i + 1) * CHUNK)`.
@@ -33,7 +33,7 @@ pub(crate) const fn block_size<S: Simd>(num_rows: usize) -> usize {
 }
 
 /// Vectors of sums that each of `rows` rows may have in registers: 4, 2 or 1.
-const fn width(sums: usize, rows: usize) -> usize {
+pub(crate) const fn width(sums: usize, rows: usize) -> usize {
     match sums / rows {
         4.. => 4,
         2.. => 2,
@@ -155,17 +155,22 @@ impl Values for Packed {
     }
 }
 
-/// Values where they are stored. Others are sent for on the way.
+/// Values where they are stored. Those so many rows `ahead` are sent for on the way.
 #[derive(Clone, Copy)]
-pub(crate) struct InPlace<'a, E>(pub(crate) &'a ChunkRows<E>);
+pub(crate) struct InPlace<'a, E> {
+    pub(crate) rows: &'a ChunkRows<E>,
+    pub(crate) ahead: usize,
+}
 
 impl<E: Element> Values for InPlace<'_, E> {
     #[inline(always)]
     unsafe fn vector<S: Simd>(self, key: usize, unit: usize) -> S::V {
         // SAFETY: the caller's promise; a prefetch may name any address.
         unsafe {
-            S::prefetch(self.0.get_unchecked(key + AHEAD).wrapping_add(unit * LANES).cast());
-            E::load::<S>(self.0.get_unchecked(key).add(unit * LANES))
+            S::prefetch(
+                self.rows.get_unchecked(key + self.ahead).wrapping_add(unit * LANES).cast(),
+            );
+            E::load::<S>(self.rows.get_unchecked(key).add(unit * LANES))
         }
     }
 }

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use crate::element::Element;
-use crate::item::{ItemKernel, MIN_ROWS_TO_PACK, PANELS_AT_ONCE, STATE_HEADER};
-use crate::pack::{ChunkRows, pack_keys, pack_values, score_keys};
-use crate::product::{CHUNK, InPlace, MAX_ROWS, Packed, Scores, Sums};
+use crate::item::{ItemKernel, MAX_READS, MIN_ROWS_TO_PACK, PANELS_AT_ONCE, STATE_HEADER};
+use crate::pack::{ChunkRows, pack_keys, pack_values, rows_ahead, score_keys};
+use crate::product::{CHUNK, InPlace, MAX_ROWS, Packed, Scores, Sums, width};
 use crate::simd::{LANES, Line, Simd};
 use crate::softmax::{Bias, Part, State, adjust, merge, weigh};
 
@@ -27,11 +27,10 @@ impl<E: Element> ItemKernel<'_, E> {
         let values = self.rows(self.step.kv.values, chunk);
         let within = read.start - chunk * CHUNK..read.end - chunk * CHUNK;
         let panels = within.start / LANES..within.end.div_ceil(LANES);
-        // Values in place come in whole vectors.
-        let is_packed = self.num_rows() >= MIN_ROWS_TO_PACK || v_dim % LANES != 0;
         let packed_keys = self.scratch.keys.as_mut_ptr().cast::<f32>();
         let packed_values = self.scratch.values.as_mut_ptr().cast::<f32>();
         let only = self.blocks::<S>().next().filter(|block| block.len() == self.num_rows());
+        let is_packed = self.packs_values::<S>(only.is_some());
         if self.num_rows() == 1 {
             let query = self.scratch.query.as_ptr();
             let scores = self.scratch.weights.as_mut_ptr().cast();
@@ -58,6 +57,16 @@ impl<E: Element> ItemKernel<'_, E> {
         for block in self.blocks::<S>() {
             self.fold_block::<S>(&block, chunk, &stored);
         }
+    }
+
+    /// Whether values are widened and rearranged before they are used: in place they come in whole
+    /// vectors, and again for every few columns and every block.
+    #[inline(always)]
+    fn packs_values<S: Simd>(&self, is_one_block: bool) -> bool {
+        let (num_rows, num_units) = (self.num_rows(), self.v_dim() / LANES);
+        let reads = num_units.div_ceil(width(S::MAX_SUMS, num_rows));
+        let is_read_often = num_rows >= MIN_ROWS_TO_PACK && (reads > MAX_READS || !is_one_block);
+        is_read_often || !self.v_dim().is_multiple_of(LANES)
     }
 
     /// Computes the states of a block over one chunk; merges or stores them.
@@ -163,7 +172,7 @@ impl<E: Element> ItemKernel<'_, E> {
                 let sums = Sums { weights, values, keys, num_units, outputs, row_length };
                 sums.add::<S>(rows.len());
             } else {
-                let values = InPlace(stored.values);
+                let values = InPlace { rows: stored.values, ahead: rows_ahead::<E>(self.v_dim()) };
                 let sums = Sums { weights, values, keys, num_units, outputs, row_length };
                 sums.add::<S>(rows.len());
             }

@@ -35,7 +35,7 @@ impl Simd for Avx512 {
     type V = __m512;
 
     const MAX_ROWS: usize = 6;
-    const MAX_SUMS: usize = 12;
+    const MAX_SUMS: usize = 24;
 
     #[inline(always)]
     unsafe fn run(kernel: impl Kernel) {
