@@ -35,6 +35,7 @@ mod sample;
 mod share;
 mod simd;
 mod softmax;
+mod team;
 mod threads;
 mod token_mask;
 mod view;

@@ -1,17 +1,16 @@
-//! Threads for the larger calls: few, and asleep while there is nothing to do.
+//! How many threads a call is worth, and who they are.
 
 use std::process;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::available_parallelism;
 
-use rayon_core::{ThreadPool, ThreadPoolBuilder};
-
 use crate::error::Error;
+use crate::team::Team;
 
-/// Multiply-adds below which handing work to another thread costs more than it saves (some 50 us of
+/// Multiply-adds below which handing work to another thread costs more than it saves (some 5 us of
 /// work).
-const MIN_WORK_PER_THREAD: usize = 400_000;
+const MIN_WORK_PER_THREAD: usize = 100_000;
 
 static POOL: Mutex<Option<Pool>> = Mutex::new(None);
 
@@ -19,7 +18,7 @@ static POOL: Mutex<Option<Pool>> = Mutex::new(None);
 struct Pool {
     num_threads: usize,
     /// The threads beside the caller; None if the caller works alone.
-    helpers: Option<Arc<ThreadPool>>,
+    helpers: Option<Arc<Team>>,
     /// Threads do not survive a fork, so a child process builds its own.
     process_id: u32,
 }
@@ -106,12 +105,7 @@ fn on_threads(num_items: usize, work: usize, work_off: impl Fn() + Sync) -> Resu
         work_off();
         return Ok(());
     };
-    helpers.in_place_scope(|scope| {
-        for _ in 1..worthwhile.min(pool.num_threads) {
-            scope.spawn(|_| work_off());
-        }
-        work_off();
-    });
+    helpers.run(worthwhile - 1, &work_off);
     Ok(())
 }
 
@@ -143,10 +137,7 @@ fn build(num_threads: usize) -> Result<Pool, Error> {
     let helpers = match num_threads {
         1 => None,
         _ => Some(Arc::new(
-            ThreadPoolBuilder::new()
-                .num_threads(num_threads - 1)
-                .thread_name(|index| format!("pagedkv-cpu-{index}"))
-                .build()
+            Team::new(num_threads - 1)
                 .map_err(|error| Error::Threads { num_threads, reason: error.to_string() })?,
         )),
     };
