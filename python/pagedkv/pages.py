@@ -1,4 +1,4 @@
-"""What an operating system is told about the pages of a tensor. It is advice: where it is refused, all goes on."""
+"""What the system is told about memory. It is advice: where it is refused, all goes on."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 # Linux: drop pages from memory, after writing back what differs from the file; whoever reads them gets them again.
 _MADV_PAGEOUT = 21
 _MADV_HUGEPAGE = 14
+
+# glibc: sizes from which on memory is mapped and unmapped by itself (this is the largest it takes), and given back.
+_M_MMAP_THRESHOLD, _LARGEST_IN_HEAP = -3, 32 << 20
+_M_TRIM_THRESHOLD, _KEPT_BYTES = -1, 256 << 20
 
 
 def release_pages(tensor: torch.Tensor) -> None:
@@ -30,6 +34,22 @@ def prefer_large_pages(tensor: torch.Tensor) -> None:
     Small ones of 4 KiB are about as large as a block of one head, and each would be looked up.
     """
     _advise(tensor, _MADV_HUGEPAGE)
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep what a step frees for the next one, up to 256 MiB.
+
+    It would give the memory of activations back to the system after every operation, and get it again page by page, each
+    cleared: a quarter of the time of a prefill of 512 tokens.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    # Another C library has no such function, or none that does anything.
+    mallopt = getattr(libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_IN_HEAP)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def _advise(tensor: torch.Tensor, advice: int) -> None:

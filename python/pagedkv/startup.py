@@ -21,6 +21,7 @@ from pagedkv.kv_sizing import log_kv_size, size_kv_cache
 from pagedkv.model_runner import ModelRunner
 from pagedkv.models.files import resolve_model_folder
 from pagedkv.models.loading import load_model
+from pagedkv.pages import keep_freed_memory
 from pagedkv.prompt_logprobs import PromptScorer
 from pagedkv.sampling.masks import MaskSource
 from pagedkv.sampling.named_tokens import NamedTokens
@@ -240,6 +241,9 @@ def _max_batched_tokens(config: EngineConfig, loaded: LoadedModel) -> int:
 def _create_runner(
     loaded: LoadedModel, kv_cache: KvCache, *, backend_name: str, max_num_batched_tokens: int
 ) -> Runner:
+    if loaded.device.type == "cpu":
+        # Not before the model is loaded: what that frees is not needed again.
+        keep_freed_memory()
     layers = {layer.layer_idx: layer for layer in loaded.geometry.layers}
     if loaded.on_slow_path:
         return SequenceRunner(
