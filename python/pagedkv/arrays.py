@@ -22,15 +22,17 @@ DTYPE_NAMES: dict[torch.dtype, DTypeName] = {
 
 def kernel_dtype(tensor: torch.Tensor) -> DTypeName | None:
     """The format of a tensor that a kernel can read now: on the CPU, no gradient wanted; None for any other."""
-    if tensor.device.type != "cpu" or torch.is_grad_enabled():
+    if not tensor.is_cpu or torch.is_grad_enabled():
         return None
     return DTYPE_NAMES.get(tensor.dtype)
 
 
 def shared_array(tensor: torch.Tensor) -> SharedArray:
     """The tensor as an array over its memory; 16-bit floats travel as int16, since numpy has no bfloat16."""
-    detached = tensor.detach()
-    carrier = detached if detached.dtype is torch.float32 else detached.view(torch.int16)
+    # A step makes hundreds of these: nothing is done that is not needed.
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    carrier = tensor if tensor.dtype is torch.float32 else tensor.view(torch.int16)
     array: SharedArray = carrier.numpy()
     return array
 

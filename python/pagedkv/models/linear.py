@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch.nn import functional
 
 from pagedkv import _core
 from pagedkv.arrays import as_rows, kernel_dtype, shared_array
 
 if TYPE_CHECKING:
+    import torch
+
     from pagedkv.models.packed_weight import PackedWeight
 
 
@@ -40,7 +41,7 @@ def linear(
     ):
         return functional.linear(hidden_states, weight.unpacked(), bias)
     rows = as_rows(hidden_states)
-    output = torch.empty((rows.shape[0], weight.num_outputs), dtype=rows.dtype)
+    output = rows.new_empty((rows.shape[0], weight.num_outputs))
     _core.linear(
         shared_array(rows),
         weight.array,

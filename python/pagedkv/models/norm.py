@@ -55,7 +55,7 @@ class KernelRmsNorm:
     def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The norm of the last dimension; any shape."""
         dtype = kernel_dtype(hidden_states)
-        weight = self._module.get_parameter("weight")
+        weight: torch.Tensor = self._module.weight  # type: ignore[assignment] # found as its only parameter
         if dtype is None or weight.dtype != hidden_states.dtype or not hidden_states.numel():
             result: torch.Tensor = self._own_forward(hidden_states)
             return result
