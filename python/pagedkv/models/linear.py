@@ -33,7 +33,7 @@ def linear(
     Returns:
         [..., outputs], contiguous, in the dtype of ``hidden_states``.
     """
-    dtype = kernel_dtype(hidden_states) if hidden_states.numel() else None
+    dtype = kernel_dtype(hidden_states) if weight.num_inputs else None
     if (
         dtype is None
         or hidden_states.dtype is not weight.strips.dtype

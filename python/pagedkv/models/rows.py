@@ -127,7 +127,8 @@ def has_row_multiple(
         if not same_keys or not torch.equal(alone.logits, first.logits[part]):
             return False
         start = part.stop
-    return True
+    # A probe shorter than a part shows nothing.
+    return start > 0
 
 
 def results_agree(before: ProbeResult, after: ProbeResult, *, in_bits: bool) -> bool:

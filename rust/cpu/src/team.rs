@@ -54,8 +54,6 @@ struct Order {
 // SAFETY: `order` is used by one thread at a time, as the state says; the rest is Sync, and a job may
 // be called by any thread.
 unsafe impl Sync for Desk {}
-// SAFETY: as above.
-unsafe impl Send for Desk {}
 
 impl Team {
     /// Starts `count` helpers.
@@ -91,9 +89,7 @@ impl Team {
             helper.offer(job);
         }
         job();
-        run.end();
-        let panics = helpers.iter().filter_map(|helper| helper.desk.panic().take());
-        let panic = panics.reduce(|first, _| first);
+        let panic = run.end();
         drop(run);
         if let Some(panic) = panic {
             resume_unwind(panic);
@@ -135,20 +131,25 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Takes back the job from helpers that have not begun, and waits for the others.
-    fn end(&self) {
+    /// Takes back the job from helpers that have not begun, and waits for the others; what one of
+    /// them threw.
+    fn end(&self) -> Option<Box<dyn Any + Send>> {
+        let mut panic = None;
         for Helper { desk, .. } in self.helpers {
             let (from, to) = (Ordering::Acquire, Ordering::Relaxed);
             if desk.state.compare_exchange(READY, IDLE, from, to).is_err() {
                 wait_until(|| desk.state.load(Ordering::Acquire) == IDLE);
             }
+            panic = desk.panic().take().or(panic);
         }
+        panic
     }
 }
 
 impl Drop for Run<'_> {
     fn drop(&mut self) {
-        self.end();
+        // If the job itself panics, that is what the caller sees.
+        drop(self.end());
         self.team.is_taken.store(false, Ordering::Release);
     }
 }
@@ -272,6 +273,11 @@ mod tests {
         assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
         let run = || team.run(2, &|| assert_ne!(thread::current().id(), caller, "the caller's"));
         assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+        let in_each = || {
+            in_all.wait();
+            panic!("everybody's");
+        };
+        assert!(catch_unwind(AssertUnwindSafe(|| team.run(2, &in_each))).is_err());
         assert_eq!(taken(&team, 6), vec![1; 6]);
     }
 }
