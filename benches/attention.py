@@ -66,7 +66,7 @@ class Case:
         return f"{kind} {self.batch} x {self.context}, {self.heads[0]}/{self.heads[1]} x {self.head_dim}, {dtype}"
 
 
-def stored(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def stored(shape: tuple[int, int, int, int], dtype: torch.dtype) -> torch.Tensor:
     """Random numbers in memory like that of an engine's pool."""
     storage = torch.empty(shape, dtype=dtype)
     prefer_large_pages(storage)
@@ -80,7 +80,9 @@ def paged(case: Case, layer_idx: int = 0) -> Run:
     num_rows = 1 if case.shared else case.batch
     num_blocks = 1 + num_rows * columns
     shape = (num_blocks, num_kv_heads, BLOCK_SIZE, case.head_dim)
-    cache = LayerCache(key=stored(shape, case.dtype), value=stored(shape, case.dtype))
+    in_columns = (num_blocks, num_kv_heads, case.head_dim, BLOCK_SIZE)
+    key = stored(in_columns, case.dtype).transpose(2, 3)
+    cache = LayerCache(key=key, value=stored(shape, case.dtype))
     blocks = torch.randperm(num_blocks - 1) + 1
     tables = blocks.int().reshape(1, num_rows, columns).expand(1, case.batch, columns)
     tokens = case.batch * case.query_len

@@ -35,8 +35,12 @@ class KvCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        keys_in_columns: bool = False,
     ) -> None:
         """Reserves the memory, uninitialised: an operating system hands out pages as blocks are written.
+
+        With ``keys_in_columns`` the same number of all keys of a block lies side by side, except in latent layers, whose
+        values are numbers of their keys.
 
         Raises:
             ValueError: ``num_blocks`` leaves no block besides the null block.
@@ -47,6 +51,7 @@ class KvCache:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.dtype = dtype
+        self._keys_in_columns = keys_in_columns
 
         def allocate(size_per_token: int) -> torch.Tensor:
             size = size_per_token * block_size
@@ -68,6 +73,8 @@ class KvCache:
         if layer.is_latent:
             return LayerCache(key=key, value=key[..., : layer.v_dim])
         value = self._view(self.values[layer.storage], layer.num_kv_heads, layer.v_dim)
+        if self._keys_in_columns:
+            key = key.as_strided(key.shape, (*key.stride()[:2], 1, self.block_size))
         return LayerCache(key=key, value=value)
 
     def _view(self, storage: torch.Tensor, num_kv_heads: int, head_dim: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pagedkv import _core
-from pagedkv.attention import create_backend, resolve_backend
+from pagedkv.attention import create_backend, prefers_columns, resolve_backend
 from pagedkv.batch_runner import BatchRunner
 from pagedkv.generation_defaults import load_generation_defaults
 from pagedkv.grammars import GrammarCache
@@ -140,12 +140,8 @@ def assemble(
     max_num_batched_tokens = _max_batched_tokens(config, loaded)
     kv_size = size_kv_cache(loaded, config, max_num_batched_tokens=max_num_batched_tokens)
     log_kv_size(kv_size, loaded)
-    kv_cache = KvCache(
-        loaded.geometry,
-        num_blocks=kv_size.num_blocks,
-        block_size=config.block_size,
-        dtype=loaded.dtype,
-        device=loaded.device,
+    kv_cache = _create_kv_cache(
+        loaded, kv_size, block_size=config.block_size, backend_name=backend_name
     )
     runner = _create_runner(
         loaded,
@@ -236,6 +232,21 @@ def _max_batched_tokens(config: EngineConfig, loaded: LoadedModel) -> int:
     """Those asked for; else as many as the device is good for, and one for each sequence at least."""
     usual = _CPU_BATCHED_TOKENS if loaded.device.type == "cpu" else _GPU_BATCHED_TOKENS
     return config.max_num_batched_tokens or max(usual, config.max_num_seqs)
+
+
+def _create_kv_cache(
+    loaded: LoadedModel, kv_size: KvSize, *, block_size: int, backend_name: str
+) -> KvCache:
+    # The slow path hands keys to models as rows.
+    in_columns = prefers_columns(backend_name, block_size=block_size) and not loaded.on_slow_path
+    return KvCache(
+        loaded.geometry,
+        num_blocks=kv_size.num_blocks,
+        block_size=block_size,
+        dtype=loaded.dtype,
+        device=loaded.device,
+        keys_in_columns=in_columns,
+    )
 
 
 def _create_runner(

@@ -71,7 +71,9 @@ class PagedBatch:
         return backend.attend(self.layer, self.query, self.sinks), cache
 
 
-def make_batch(layer, rows, *, block_size=16, dtype=torch.float32, num_padding=0, seed=0):
+def make_batch(
+    layer, rows, *, block_size=16, dtype=torch.float32, num_padding=0, seed=0, keys_in_columns=False
+):
     """A batch whose pool is NaN but for the keys that some query attends, in shuffled blocks."""
     # Numbers and places are drawn apart, so that the same seed gives the same numbers for any block size.
     generator = torch.Generator().manual_seed(seed)
@@ -81,8 +83,11 @@ def make_batch(layer, rows, *, block_size=16, dtype=torch.float32, num_padding=0
     row_ids = torch.randperm(len(rows) + 2, generator=places)[: len(rows)].int()
     num_blocks = 1 + sum(ceil_div(row.seq_len, block_size) for row in rows)
     free = (torch.randperm(num_blocks - 1, generator=places) + 1).tolist()
+    key = poisoned(num_blocks, layer.num_kv_heads, block_size, layer.k_dim, dtype)
+    if keys_in_columns:
+        key = in_columns(key)
     cache = LayerCache(
-        key=poisoned(num_blocks, layer.num_kv_heads, block_size, layer.k_dim, dtype),
+        key=key,
         value=poisoned(num_blocks, layer.num_kv_heads, block_size, layer.v_dim, dtype),
     )
     tables[0] = 2**30
@@ -172,9 +177,14 @@ def poisoned(num_blocks, num_heads, block_size, dim, dtype):
     return memory.as_strided((num_blocks, num_heads, block_size, dim), strides)
 
 
+def in_columns(keys):
+    """The memory of keys, seen as keys of which the same number of all slots of a block lies side by side."""
+    return keys.as_strided(keys.shape, (*keys.stride()[:2], 1, keys.shape[2]))
+
+
 def clone(storage):
     """A copy with the same strides; ``Tensor.clone`` would close the gaps."""
-    copy = poisoned(*storage.shape, storage.dtype)
+    copy = poisoned(*storage.shape, storage.dtype).as_strided(storage.shape, storage.stride())
     copy.copy_(storage)
     return copy
 

@@ -4,6 +4,7 @@ import torch
 from hypothesis import strategies as st
 
 from attention.paged_batch import Row, layer_spec, make_batch
+from pagedkv.attention import prefers_columns
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -50,10 +51,12 @@ def batches(draw, dtypes=DTYPES):
     for seq_len in draw(st.lists(st.integers(1, 200), min_size=1, max_size=5)):
         query_len = draw(st.one_of(st.just(1), st.integers(1, seq_len)))
         rows.append(Row(seq_len=seq_len, query_len=query_len))
+    block_size = draw(st.sampled_from([8, 16, 32, 64]))
     return make_batch(
         draw(layers()),
         rows,
-        block_size=draw(st.sampled_from([8, 16, 32, 64])),
+        block_size=block_size,
+        keys_in_columns=prefers_columns("cpu", block_size=block_size) and draw(st.booleans()),
         dtype=draw(st.sampled_from(dtypes)),
         num_padding=draw(st.integers(0, 3)),
         seed=draw(st.integers(0, 2**32)),

@@ -13,6 +13,7 @@ from attention.paged_batch import (
     GROUP,
     Row,
     first_visible_key,
+    in_columns,
     layer_spec,
     make_batch,
     part_of,
@@ -102,7 +103,8 @@ def test_rows_without_context_and_padding_give_zeros_and_slot_minus_one_stores_n
     assert torch.equal(cache.key.isnan(), batch.cache.key.isnan())
 
 
-def test_copies_follow_the_group_and_leave_the_gaps_between_blocks_alone():
+@pytest.mark.parametrize("keys_in_columns", [False, True])
+def test_copies_follow_the_group_and_leave_the_gaps_between_blocks_alone(keys_in_columns):
     layers = {
         0: layer_spec(layer_idx=0, group=0, v_dim=5),
         1: layer_spec(layer_idx=1, group=1, v_dim=5),
@@ -114,8 +116,10 @@ def test_copies_follow_the_group_and_leave_the_gaps_between_blocks_alone():
         generator = torch.Generator().manual_seed(3)
         caches = {}
         for index in (0, 1):
-            key = poisoned(6, 2, 8, 16, torch.bfloat16)
-            value = poisoned(6, 2, 8, 5, torch.bfloat16)
+            key = poisoned(6, 2, 16, 16, torch.bfloat16)
+            if keys_in_columns:
+                key = in_columns(key)
+            value = poisoned(6, 2, 16, 5, torch.bfloat16)
             key.copy_(torch.randn(key.shape, generator=generator))
             value.copy_(torch.randn(value.shape, generator=generator))
             caches[index] = LayerCache(key=key, value=value)

@@ -116,6 +116,21 @@ def test_a_block_of_one_layer_never_reaches_into_the_next_block():
         assert not storage[[0, 1, 3, 4]].any()
 
 
+def test_keys_in_columns_lie_in_the_memory_of_their_block():
+    geometry = plan_geometry(
+        [layer(0, 8), layer(1, num_kv_heads=1, k_dim=64, v_dim=64)], max_model_len=64
+    )
+    cache = KvCache(
+        geometry, num_blocks=4, block_size=16, dtype=torch.float32, device=CPU, keys_in_columns=True
+    )
+    key = cache.layers[0].key
+    assert key.shape == (4, 2, 16, 16)
+    key[1, 1] = torch.arange(256.0).reshape(16, 16)
+    (storage,) = cache.keys
+    in_block = storage[1, 256:512].reshape(16, 16)
+    assert torch.equal(in_block, torch.arange(256.0).reshape(16, 16).T)
+
+
 def test_a_sequence_needs_its_length_in_full_groups_and_its_window_in_sliding_ones():
     geometry = plan([512, None])
     # 4096 tokens: 256 blocks; 512 + 64 in flight, beginning anywhere in a block: 37 blocks.

@@ -41,14 +41,23 @@ def test_a_token_takes_the_latent_and_the_rotated_key_once_per_layer(model_type)
     assert geometry.bytes_per_block(block_size=8, dtype=torch.bfloat16) == 4 * (RANK + ROPE) * 8 * 2
 
 
-def test_the_memory_is_that_of_the_latents_and_values_are_a_part_of_the_keys():
+@pytest.mark.parametrize("keys_in_columns", [False, True])
+def test_the_memory_is_that_of_the_latents_and_values_are_a_part_of_the_keys(keys_in_columns):
     geometry = prepare(tiny_model("deepseek_v3"), latent=True).geometry
-    cache = KvCache(geometry, num_blocks=5, block_size=8, dtype=torch.float32, device=CPU)
-    assert cache.nbytes == 5 * 8 * 4 * (RANK + ROPE) * 4
+    cache = KvCache(
+        geometry,
+        num_blocks=5,
+        block_size=16,
+        dtype=torch.float32,
+        device=CPU,
+        keys_in_columns=keys_in_columns,
+    )
+    assert cache.nbytes == 5 * 16 * 4 * (RANK + ROPE) * 4
     layer = cache.layers[0]
     layer.key.copy_(torch.randn(layer.key.shape))
     assert torch.equal(layer.value, layer.key[..., :RANK])
     assert layer.value.data_ptr() == layer.key.data_ptr()
+    assert layer.key.stride(-1) == 1
 
 
 def test_the_engine_reports_the_tokens_that_latents_leave_room_for(tmp_path, caplog):

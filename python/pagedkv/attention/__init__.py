@@ -25,6 +25,7 @@ __all__ = [
     "LayerSpec",
     "StepInputs",
     "create_backend",
+    "prefers_columns",
     "resolve_backend",
 ]
 
@@ -52,6 +53,11 @@ def resolve_backend(name: str, device: torch.device) -> str:
         msg = f"attention_backend='cpu' needs device='cpu', got {device}; use 'torch' or 'auto'"
         raise ValueError(msg)
     return name
+
+
+def prefers_columns(name: str, *, block_size: int) -> bool:
+    """Whether the backend ``name`` reads keys faster in columns (see `LayerCache`) of blocks of ``block_size``."""
+    return name == "cpu" and block_size % 16 == 0
 
 
 def create_backend(

@@ -107,7 +107,8 @@ class LayerCache:
     groups view the same memory, and a block may be followed by bytes that belong to no layer.
 
     Attributes:
-        key: [num_blocks, Hkv, block_size, Dk].
+        key: [num_blocks, Hkv, block_size, Dk]: of a slot all numbers side by side, or, in columns, of a number all slots of
+            the block.
         value: [num_blocks, Hkv, block_size, Dv]; of a latent layer a view of the keys.
     """
 

@@ -8,7 +8,9 @@ use pagedkv_cpu::{
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::views::{SeenAs, borrow, borrow_mut, value_error, view, view_mut};
+use crate::views::{
+    SeenAs, borrow, borrow_mut, keys_view, keys_view_mut, value_error, view, view_mut,
+};
 
 pub(crate) type Array<'a, 'py> = &'a Bound<'py, PyUntypedArray>;
 
@@ -93,8 +95,9 @@ fn write_one<E: Stored>(
     let mut storage_array = borrow_mut::<E::Carrier>(storage_name, storage)?;
     let tokens = view::<_, E, 3>(tokens_name, &tokens)?;
     let slots = view("slot_mapping", &slots)?;
-    let mut target = view_mut::<_, E, 4>(storage_name, &mut storage_array)?;
-    storage.py().detach(|| pagedkv_cpu::kv_write(tokens, slots, &mut target)).map_err(value_error)
+    let (mut target, in_columns) = keys_view_mut::<_, E>(storage_name, &mut storage_array)?;
+    let write = if in_columns { pagedkv_cpu::kv_write_columns } else { pagedkv_cpu::kv_write };
+    storage.py().detach(|| write(tokens, slots, &mut target)).map_err(value_error)
 }
 
 /// Copies whole blocks in each of the storages.
@@ -112,7 +115,7 @@ pub(crate) fn copy_blocks<'py>(
 fn copy_in_one<E: Stored>(storage: Array<'_, '_>, pairs: Array<'_, '_>) -> PyResult<()> {
     let mut storage_array = borrow_mut::<E::Carrier>("storages", storage)?;
     let pairs = borrow::<i32>("pairs", pairs)?;
-    let mut target = view_mut::<_, E, 4>("storages", &mut storage_array)?;
+    let (mut target, _) = keys_view_mut::<_, E>("storages", &mut storage_array)?;
     let pairs = view("pairs", &pairs)?;
     storage.py().detach(|| pagedkv_cpu::copy_blocks(&mut target, pairs)).map_err(value_error)
 }
@@ -185,7 +188,7 @@ fn attend<E: Stored>(
     let values = borrow::<E::Carrier>("values", values)?;
     let mut output = borrow_mut::<E::Carrier>("output", output)?;
     let query = view::<_, E, 3>("query", &query)?;
-    let kv = PagedKv { keys: view("keys", &keys)?, values: view("values", &values)? };
+    let kv = PagedKv { keys: keys_view("keys", &keys)?, values: view("values", &values)? };
     let mut output = view_mut::<_, E, 3>("output", &mut output)?;
     py.detach(|| pagedkv_cpu::paged_attention(query, kv, rows, params, &mut output))
         .map_err(value_error)

@@ -6,7 +6,7 @@ use numpy::{
     Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArray,
     PyUntypedArrayMethods, dtype,
 };
-use pagedkv_cpu::{View, ViewMut, bf16, f16, row_major};
+use pagedkv_cpu::{Keys, View, ViewMut, bf16, f16, row_major};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -86,6 +86,48 @@ pub(crate) fn view_mut<'a, T: SeenAs<E>, E, const N: usize>(
     // SAFETY: as in `view`, and the borrow is exclusive.
     unsafe { ViewMut::from_raw(argument, array.data().cast::<E>(), shape, strides) }
         .map_err(value_error)
+}
+
+/// Keys `[num_blocks, num_kv_heads, block_size, dim]` in the layout that their strides tell of.
+///
+/// # Errors
+/// As [`view`].
+pub(crate) fn keys_view<'a, T: SeenAs<E>, E>(
+    argument: &'static str,
+    array: &'a PyReadonlyArrayDyn<'_, T>,
+) -> PyResult<Keys<'a, E>> {
+    let (shape, strides) = geometry(argument, array)?;
+    let (start, in_columns) = (array.data().cast::<E>().cast_const(), is_in_columns(strides));
+    let [shape, strides] = [shape, strides].map(|sizes| exchanged_if(in_columns, sizes));
+    // SAFETY: as in `view`.
+    let view = unsafe { View::from_raw(argument, start, shape, strides) }.map_err(value_error)?;
+    Ok(if in_columns { Keys::Columns(view) } else { Keys::Rows(view) })
+}
+
+/// As [`keys_view`], to be written: a view of keys in columns has its last two dimensions exchanged.
+///
+/// # Errors
+/// As [`view_mut`].
+pub(crate) fn keys_view_mut<'a, T: SeenAs<E>, E>(
+    argument: &'static str,
+    array: &'a mut PyReadwriteArrayDyn<'_, T>,
+) -> PyResult<(ViewMut<'a, E, 4>, bool)> {
+    let (shape, strides) = geometry(argument, array)?;
+    let in_columns = is_in_columns(strides);
+    let [shape, strides] = [shape, strides].map(|sizes| exchanged_if(in_columns, sizes));
+    // SAFETY: as in `view_mut`.
+    unsafe { ViewMut::from_raw(argument, array.data().cast::<E>(), shape, strides) }
+        .map(|view| (view, in_columns))
+        .map_err(value_error)
+}
+
+/// Whether the slots of a block lie side by side, not the numbers of a slot.
+fn is_in_columns([_, _, slot, number]: [usize; 4]) -> bool {
+    number != 1 && slot == 1
+}
+
+fn exchanged_if(in_columns: bool, [first, second, third, fourth]: [usize; 4]) -> [usize; 4] {
+    if in_columns { [first, second, fourth, third] } else { [first, second, third, fourth] }
 }
 
 /// A kernel's complaint as Python knows it.

@@ -9,16 +9,40 @@ use crate::item::Step;
 use crate::mask::Mask;
 use crate::plan::Plan;
 use crate::rows::check_rows;
+use crate::simd::LANES;
 use crate::threads::num_threads;
 use crate::view::{View, ViewMut};
 
-/// Keys and values of one layer, `[num_blocks, num_kv_heads, block_size, dim]` each.
+/// Keys and values of one layer.
 #[derive(Clone, Copy)]
 pub struct PagedKv<'a, E> {
-    /// Keys; `dim` is that of the queries.
-    pub keys: View<'a, E, 4>,
-    /// Values; `dim` is that of the output.
+    /// Keys; their `dim` is that of the queries.
+    pub keys: Keys<'a, E>,
+    /// Values `[num_blocks, num_kv_heads, block_size, dim]`; `dim` is that of the output.
     pub values: View<'a, E, 4>,
+}
+
+/// Keys of one layer, in either of two layouts.
+#[derive(Clone, Copy)]
+pub enum Keys<'a, E> {
+    /// `[num_blocks, num_kv_heads, block_size, dim]`: a key's numbers lie side by side.
+    Rows(View<'a, E, 4>),
+    /// `[num_blocks, num_kv_heads, dim, block_size]`: a number of all keys of a block lies side by
+    /// side, as the product with queries wants it. `block_size` is a multiple of sixteen.
+    Columns(View<'a, E, 4>),
+}
+
+impl<E> Keys<'_, E> {
+    /// `[num_blocks, num_kv_heads, block_size, dim]`
+    pub fn shape(&self) -> [usize; 4] {
+        match self {
+            Self::Rows(rows) => rows.shape(),
+            Self::Columns(columns) => {
+                let [num_blocks, num_kv_heads, dim, block_size] = columns.shape();
+                [num_blocks, num_kv_heads, block_size, dim]
+            }
+        }
+    }
 }
 
 /// The rows of one step: R scheduled sequences. DESIGN calls these arrays the batch contract.
@@ -52,7 +76,8 @@ pub struct AttentionParams<'a> {
 /// Attention of `query` `[T, num_query_heads, k_dim]` into `output` `[T, num_query_heads, v_dim]`.
 ///
 /// Query i of row r stands at position `seq_lens[r] - query_len[r] + i` and attends keys up to
-/// there, as the mask allows. Slots outside the mask are never read. Rows of `query` beyond the
+/// there, as the mask allows. What slots outside the mask hold changes no result (of keys in columns
+/// they may be read, together with neighbours that count). Rows of `query` beyond the
 /// last `query_start_loc` are padding: their output is zero. Softmax is in f32, whatever the
 /// element. Blocks that several rows of few queries start with are read once.
 ///
@@ -108,6 +133,15 @@ fn check_geometry<E: Element>(
         if got != expected {
             return Err(Error::Size { argument, dimension, got, expected });
         }
+    }
+    if matches!(kv.keys, Keys::Columns(_)) && !block_size.is_multiple_of(LANES) {
+        let expected = block_size.next_multiple_of(LANES);
+        return Err(Error::Size {
+            argument: "keys in columns",
+            dimension: 3,
+            got: block_size,
+            expected,
+        });
     }
     Ok(())
 }

@@ -17,8 +17,42 @@ pub fn kv_write<E: Copy>(
     slot_mapping: View<'_, i64, 1>,
     storage: &mut ViewMut<'_, E, 4>,
 ) -> Result<(), Error> {
+    let [num_blocks, num_heads, block_size, dim] = storage.shape();
+    let slots = checked_slots(tokens, slot_mapping, [num_blocks, num_heads, block_size, dim])?;
+    for (token, block, offset) in slots {
+        for head in 0..num_heads {
+            storage.run_mut([block, head, offset, 0]).copy_from_slice(tokens.run([token, head, 0]));
+        }
+    }
+    Ok(())
+}
+
+/// As [`kv_write`], to `storage` `[num_blocks, heads, dim, block_size]`.
+///
+/// # Errors
+/// As there.
+pub fn kv_write_columns<E: Copy>(
+    tokens: View<'_, E, 3>,
+    slot_mapping: View<'_, i64, 1>,
+    storage: &mut ViewMut<'_, E, 4>,
+) -> Result<(), Error> {
+    let [num_blocks, num_heads, dim, block_size] = storage.shape();
+    let slots = checked_slots(tokens, slot_mapping, [num_blocks, num_heads, block_size, dim])?;
+    for (token, block, offset) in slots {
+        for head in 0..num_heads {
+            storage.write_column([block, head], offset, tokens.run([token, head, 0]));
+        }
+    }
+    Ok(())
+}
+
+/// The tokens that are stored, and the block and offset of each.
+fn checked_slots<'a, E: Copy>(
+    tokens: View<'_, E, 3>,
+    slot_mapping: View<'a, i64, 1>,
+    [num_blocks, storage_heads, block_size, storage_dim]: [usize; 4],
+) -> Result<impl Iterator<Item = (usize, usize, usize)> + use<'a, E>, Error> {
     let [num_tokens, num_heads, dim] = tokens.shape();
-    let [num_blocks, storage_heads, block_size, storage_dim] = storage.shape();
     let [num_slots] = slot_mapping.shape();
     if num_tokens < num_slots {
         let (argument, minimum) = ("tokens", num_slots);
@@ -29,22 +63,15 @@ pub fn kv_write<E: Copy>(
             return Err(Error::Size { argument: "tokens", dimension, got, expected });
         }
     }
-    if num_slots == 0 || num_heads == 0 || dim == 0 {
-        return Ok(());
-    }
-    let slots = slot_mapping.run([0]);
+    let slots = if num_heads * dim == 0 { &[] } else { slot_mapping.as_slice() };
     check_slots(slots, num_blocks * block_size)?;
-    for (token, &slot) in slots.iter().enumerate().filter(|&(_, &slot)| slot != SKIP) {
-        let (block, offset) = (slot as usize / block_size, slot as usize % block_size);
-        for head in 0..num_heads {
-            storage.run_mut([block, head, offset, 0]).copy_from_slice(tokens.run([token, head, 0]));
-        }
-    }
-    Ok(())
+    let kept = slots.iter().enumerate().filter(|&(_, &slot)| slot != SKIP);
+    Ok(kept
+        .map(move |(token, &slot)| (token, slot as usize / block_size, slot as usize % block_size)))
 }
 
-/// Copies whole blocks of `storage` `[num_blocks, heads, block_size, dim]`: for each pair `[C, 2]`
-/// the first block over the second, in order.
+/// Copies whole blocks of `storage` `[num_blocks, heads, block_size, dim]`, or of one with the last two
+/// dimensions exchanged: for each pair `[C, 2]` the first block over the second, in order.
 ///
 /// # Errors
 /// [`Error::Size`] or [`Error::Block`], before anything is written. The null block is never copied

@@ -7,8 +7,8 @@
 //! out = sum_k e^(s_k - m) v_k / (sum_k e^(s_k - m) + e^(sink - m)),    m = the largest score
 //! ```
 //!
-//! A chunk's keys are widened and transposed once for all queries of the item; its values too, if
-//! they are many. Queries go in blocks of up to six rows (tokens x heads of the group).
+//! A chunk's keys and values are widened and rearranged once for all queries of the item, or, if these
+//! are few, used where they are stored. Queries go in blocks of up to six rows (tokens x heads of the group).
 
 mod fold;
 
@@ -21,6 +21,7 @@ use crate::dispatch::dispatch;
 use crate::element::Element;
 use crate::error::Error;
 use crate::isa::Isa;
+use crate::keys::{ChunkKeys, chunk_keys};
 use crate::pack::{ChunkRows, MAX_AHEAD, chunk_rows};
 use crate::plan::{Item, Plan, Query};
 use crate::product::{CHUNK, MAX_ROWS, UNIT, block_size};
@@ -274,15 +275,17 @@ impl<E: Element> ItemKernel<'_, E> {
         unsafe { self.states.run_shared([index, 0]) }
     }
 
-    /// The rows of a chunk of keys or values, and the first of the next.
+    /// The keys and values of a chunk, and the first of the next.
     #[inline(always)]
-    fn rows(&self, storage: View<'_, E, 4>, chunk: usize) -> ChunkRows<E> {
+    fn stored(&self, chunk: usize) -> (ChunkKeys<E>, ChunkRows<E>) {
         let table = self.step.block_tables.run([self.item.table_row, 0]);
         let mut read = self.read(chunk);
         if chunk + 1 < self.item.chunks.end {
             read.end += self.read(chunk + 1).len().min(MAX_AHEAD);
         }
-        chunk_rows(storage, table, self.item.kv_head, &read)
+        let PagedKv { keys, values } = self.step.kv;
+        let kv_head = self.item.kv_head;
+        (chunk_keys(keys, table, kv_head, &read), chunk_rows(values, table, kv_head, &read))
     }
 
     /// Divides by the sums, and rounds to the element.

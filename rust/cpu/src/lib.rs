@@ -22,6 +22,7 @@ mod element;
 mod error;
 mod isa;
 mod item;
+mod keys;
 mod linear;
 mod mask;
 mod math;
@@ -41,8 +42,8 @@ mod token_mask;
 mod view;
 
 pub use activation::{Activation, activate};
-pub use attention::{AttentionParams, PagedKv, StepRows, paged_attention};
-pub use blocks::{copy_blocks, kv_write};
+pub use attention::{AttentionParams, Keys, PagedKv, StepRows, paged_attention};
+pub use blocks::{copy_blocks, kv_write, kv_write_columns};
 pub use element::Element;
 pub use error::Error;
 pub use half::{bf16, f16};

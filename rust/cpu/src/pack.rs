@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::element::Element;
 use crate::product::{CHUNK, UNIT};
-use crate::simd::{Kernel, LANES, Line, RowPointers, Simd};
+use crate::simd::{Kernel, LANES, RowPointers, Simd};
 use crate::view::View;
 
 /// The most rows that are sent for ahead of their use.
@@ -81,36 +81,6 @@ pub(crate) unsafe fn pack_keys<S: Simd, E: Element>(
     }
 }
 
-/// Writes the scores of one query, `dim` numbers, over the keys of `panels` to `scores`: those that
-/// packing and [`Scores`](crate::product::Scores) would give, bit for bit.
-///
-/// # Safety
-/// `rows` are keys of `dim` numbers, `query` is as long, `scores` has room for a chunk.
-#[inline(always)]
-pub(crate) unsafe fn score_keys<S: Simd, E: Element>(
-    rows: &ChunkRows<E>,
-    dim: usize,
-    panels: Range<usize>,
-    query: *const f32,
-    scores: *mut f32,
-) {
-    for panel in panels {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let scores = scores.add(panel * LANES);
-            S::store(S::splat(0.0), scores);
-            for columns in Lines::new(rows, dim, panel) {
-                let query = query.add(columns.first);
-                if columns.is_whole() {
-                    S::run(Scored::<E, true>(columns, query, scores));
-                } else {
-                    S::run(Scored::<E, false>(columns, query, scores));
-                }
-            }
-        }
-    }
-}
-
 /// The columns of sixteen keys, a cache line after the other. While they are used, sixteen keys of a
 /// later panel are sent for, row by row for the sake of the memory.
 struct Lines<'a, E> {
@@ -179,15 +149,15 @@ impl<E: Element> Columns<'_, E> {
         }
     }
 
-    /// Widens and transposes `count` of them from `first` on into `to` `[count, 16]`.
+    /// Widens and transposes the `count` of them into `to` `[count, 16]`.
     ///
     /// # Safety
     /// There are as many, the rows are readable, and `to` has room.
     #[inline(always)]
-    unsafe fn transpose<S: Simd>(&self, first: usize, count: usize, to: *mut f32) {
+    unsafe fn transpose<S: Simd>(&self, count: usize, to: *mut f32) {
         // SAFETY: the caller's promise.
         unsafe {
-            let rows = self.rows.map(|row| row.add(self.first + first));
+            let rows = self.rows.map(|row| row.add(self.first));
             let done = E::transpose::<S>(&rows, count, to);
             if done == count {
                 return;
@@ -213,36 +183,7 @@ impl<E: Element, const WHOLE: bool> Kernel for Packed<'_, E, WHOLE> {
         let Self(columns, to) = self;
         columns.prefetch::<S>();
         // SAFETY: as `pack_keys` was promised.
-        unsafe { columns.transpose::<S>(0, columns.count::<WHOLE>(), to) };
-    }
-}
-
-/// Columns, the query's numbers for them, and the sums to which the products are added.
-struct Scored<'a, E, const WHOLE: bool>(Columns<'a, E>, *const f32, *mut f32);
-
-impl<E: Element, const WHOLE: bool> Kernel for Scored<'_, E, WHOLE> {
-    #[inline(always)]
-    fn run<S: Simd>(self) {
-        let Self(columns, query, sums) = self;
-        let mut tile = [const { Line::ZERO }; 16];
-        let tile = tile.as_mut_ptr().cast::<f32>();
-        let width = line::<E>() / 2;
-        columns.prefetch::<S>();
-        // SAFETY: as `score_keys` was promised; the tile has room for half a line of the smallest
-        // element.
-        unsafe {
-            let mut sum = S::load(sums);
-            let count = columns.count::<WHOLE>();
-            for first in (0..count).step_by(width) {
-                let count = width.min(count - first);
-                columns.transpose::<S>(first, count, tile);
-                for column in 0..count {
-                    let key = S::load(tile.add(column * LANES));
-                    sum = S::fma(S::splat(*query.add(first + column)), key, sum);
-                }
-            }
-            S::store(sum, sums);
-        }
+        unsafe { columns.transpose::<S>(columns.count::<WHOLE>(), to) };
     }
 }
 

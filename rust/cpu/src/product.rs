@@ -8,6 +8,7 @@
 use std::ops::Range;
 
 use crate::element::Element;
+use crate::keys::Panels;
 use crate::pack::ChunkRows;
 use crate::simd::{Kernel, LANES, Simd};
 
@@ -43,78 +44,69 @@ pub(crate) const fn width(sums: usize, rows: usize) -> usize {
 
 /// Scores of some rows over panels of sixteen keys.
 #[derive(Clone)]
-pub(crate) struct Scores {
+pub(crate) struct Scores<K> {
     /// `[dim, rows]` numbers.
     pub(crate) query: *const f32,
-    /// `[panels.end, dim, 16]` numbers.
-    pub(crate) keys: *const f32,
+    pub(crate) keys: K,
     pub(crate) dim: usize,
     pub(crate) panels: Range<usize>,
     /// `[rows, CHUNK]`, of which those of the panels are written.
     pub(crate) results: *mut f32,
 }
 
-impl Scores {
+impl<K: Panels> Scores<K> {
     /// Computes the scores of a block of `rows` rows (see [`block_size`]).
     ///
     /// # Safety
-    /// Pointers are as described, and the CPU has the instructions of S.
+    /// `keys` has the panels, pointers are as described, and the CPU has the instructions of S.
     #[inline(always)]
     pub(crate) unsafe fn compute<S: Simd>(self, rows: usize) {
         // SAFETY: the caller's promise.
         unsafe {
             match rows {
-                6 if S::MAX_ROWS >= 6 => S::run(ScoresOf::<6>(self)),
-                4 if S::MAX_ROWS >= 4 => S::run(ScoresOf::<4>(self)),
-                2 => S::run(ScoresOf::<2>(self)),
-                _ => S::run(ScoresOf::<1>(self)),
+                6 if S::MAX_ROWS >= 6 => S::run(ScoresOf::<K, 6>(self)),
+                4 if S::MAX_ROWS >= 4 => S::run(ScoresOf::<K, 4>(self)),
+                2 => S::run(ScoresOf::<K, 2>(self)),
+                _ => S::run(ScoresOf::<K, 1>(self)),
             }
         }
     }
 }
 
-struct ScoresOf<const R: usize>(Scores);
+struct ScoresOf<K, const R: usize>(Scores<K>);
 
-impl<const R: usize> Kernel for ScoresOf<R> {
+impl<K: Panels, const R: usize> Kernel for ScoresOf<K, R> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self(Scores { query, keys, dim, panels, results: scores }) = self;
+        let Self(mut scores) = self;
         let width = const { width(S::MAX_SUMS, R) };
-        let mut panel = panels.start;
         // SAFETY: as `Scores::compute` was promised.
         unsafe {
-            if width == 4 {
-                panel = wide_scores::<S, R, 4>(query, keys, dim, panel..panels.end, scores);
-            } else if width == 2 {
-                panel = wide_scores::<S, R, 2>(query, keys, dim, panel..panels.end, scores);
+            if width == 4 && K::MAX_PANELS >= 4 {
+                wide_scores::<S, K, R, 4>(&mut scores);
+            } else if width >= 2 {
+                wide_scores::<S, K, R, 2>(&mut scores);
             }
-            wide_scores::<S, R, 1>(query, keys, dim, panel..panels.end, scores);
+            wide_scores::<S, K, R, 1>(&mut scores);
         }
     }
 }
 
-/// Scores of `R` rows, `P` panels at a time while there are as many; returns the first panel left over.
+/// Scores of `R` rows, `P` panels at a time while there are as many, which leaves the others.
 ///
 /// # Safety
 /// As for [`Scores::compute`].
 #[inline(always)]
-unsafe fn wide_scores<S: Simd, const R: usize, const P: usize>(
-    query: *const f32,
-    keys: *const f32,
-    dim: usize,
-    panels: Range<usize>,
-    scores: *mut f32,
-) -> usize {
-    let mut panel = panels.start;
-    while panel + P <= panels.end {
+unsafe fn wide_scores<S: Simd, K: Panels, const R: usize, const P: usize>(scores: &mut Scores<K>) {
+    let Scores { query, keys, dim, ref mut panels, results } = *scores;
+    while panels.start + P <= panels.end {
         let mut sums = [[S::splat(0.0); P]; R];
         // SAFETY: dimensions, panels and rows stay below the counts that the caller vouches for.
         unsafe {
-            let first = keys.add(panel * dim * LANES);
             for index in 0..dim {
                 let mut key = [S::splat(0.0); P];
                 for (offset, key) in key.iter_mut().enumerate() {
-                    *key = S::load(first.add((offset * dim + index) * LANES));
+                    *key = keys.vector::<S>(panels.start + offset, index);
                 }
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let query = S::splat(*query.add(index * R + row));
@@ -125,13 +117,12 @@ unsafe fn wide_scores<S: Simd, const R: usize, const P: usize>(
             }
             for (row, sums) in sums.iter().enumerate() {
                 for (offset, sum) in sums.iter().enumerate() {
-                    S::store(*sum, scores.add(row * CHUNK + (panel + offset) * LANES));
+                    S::store(*sum, results.add(row * CHUNK + (panels.start + offset) * LANES));
                 }
             }
         }
-        panel += P;
+        panels.start += P;
     }
-    panel
 }
 
 /// Values of the keys of a chunk, in vectors of sixteen columns.

@@ -147,6 +147,14 @@ impl<E> View<'_, E, 2> {
             *start = unsafe { self.start.add(row * self.strides[0]) };
         }
     }
+
+    /// Where a column starts; its elements lie a row's stride apart.
+    #[inline(always)]
+    pub(crate) fn column_start(&self, column: usize) -> *const E {
+        assert!(self.shape[0] > 0 && column < self.shape[1], "column outside the view");
+        // SAFETY: the element is inside the view.
+        unsafe { self.start.add(column) }
+    }
 }
 
 impl<'a, E, const N: usize> ViewMut<'a, E, N> {
@@ -240,6 +248,27 @@ impl<'a, E, const N: usize> ViewMut<'a, E, N> {
         // caller vouched for every element in the shape, and this function's caller for exclusive
         // use.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(offset), length) }
+    }
+}
+
+impl<E: Copy> ViewMut<'_, E, 4> {
+    /// Writes `elements` down a column of the matrix at `[first, second]`, as many as it has rows.
+    #[inline(always)]
+    pub(crate) fn write_column(
+        &mut self,
+        [first, second]: [usize; 2],
+        column: usize,
+        elements: &[E],
+    ) {
+        assert_eq!(elements.len(), self.shape[2], "elements of another length than the column");
+        if elements.is_empty() {
+            return;
+        }
+        let offset = checked_offset([first, second, 0, column], self.shape, self.strides);
+        for (row, element) in elements.iter().enumerate() {
+            // SAFETY: the column was asserted, and its rows are those of the shape.
+            unsafe { *self.start.add(offset + row * self.strides[2]) = *element };
+        }
     }
 }
 

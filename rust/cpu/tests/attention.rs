@@ -6,11 +6,11 @@ mod support;
 use std::fmt::Write;
 
 use pagedkv_cpu::{
-    AttentionParams, Error, Mask, PagedKv, StepRows, View, ViewMut, bf16, f16, paged_attention,
-    set_num_threads,
+    AttentionParams, Error, Keys, Mask, PagedKv, StepRows, View, ViewMut, bf16, f16,
+    paged_attention, set_num_threads,
 };
 use proptest::prelude::*;
-use support::{Layer, Row, Stored, vector};
+use support::{Expected, Layer, Row, Stored, vector};
 
 fn masks() -> impl Strategy<Value = Mask> {
     prop_oneof![
@@ -60,8 +60,9 @@ fn bits<E: Stored>(outputs: &[E]) -> Vec<u32> {
 fn assert_close<E: Stored>(layer: &Layer, rows: &[Row], block_size: usize) {
     for (outputs, row) in layer.attend::<E>(rows, block_size).iter().zip(rows) {
         for (output, expected) in outputs.iter().zip(layer.expected::<E>(*row)) {
-            let error = (output.to_f64() - expected).abs();
-            assert!(error <= E::TOLERANCE, "{output:?} is not {expected}: {row:?} of {layer:?}");
+            let Expected { output: expected, error } = expected;
+            let is_close = (output.to_f64() - expected).abs() <= error;
+            assert!(is_close, "{output:?} is not {expected} +- {error}: {row:?} of {layer:?}");
         }
     }
 }
@@ -181,7 +182,7 @@ impl Call {
         };
         paged_attention(
             View::contiguous("query", &query, shape)?,
-            PagedKv { keys: storage, values: storage },
+            PagedKv { keys: Keys::Rows(storage), values: storage },
             rows,
             params,
             &mut ViewMut::contiguous("output", &mut output, shape)?,

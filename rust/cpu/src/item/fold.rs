@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use crate::element::Element;
 use crate::item::{ItemKernel, MAX_READS, MIN_ROWS_TO_PACK, PANELS_AT_ONCE, STATE_HEADER};
-use crate::pack::{ChunkRows, pack_keys, pack_values, rows_ahead, score_keys};
+use crate::keys::{ChunkKeys, InColumns, PackedKeys, Panels, pack};
+use crate::pack::{ChunkRows, pack_values, rows_ahead};
 use crate::product::{CHUNK, InPlace, MAX_ROWS, Packed, Scores, Sums, width};
 use crate::simd::{LANES, Line, Simd};
 use crate::softmax::{Bias, Part, State, adjust, merge, weigh};
@@ -22,34 +23,15 @@ impl<E: Element> ItemKernel<'_, E> {
     /// Computes the states of all blocks over one chunk; merges or stores them.
     #[inline(always)]
     pub(super) fn fold_chunk<S: Simd>(&mut self, chunk: usize) {
-        let (read, k_dim, v_dim) = (self.read(chunk), self.k_dim(), self.v_dim());
-        let keys = self.rows(self.step.kv.keys, chunk);
-        let values = self.rows(self.step.kv.values, chunk);
+        let (read, v_dim) = (self.read(chunk), self.v_dim());
+        let (keys, values) = self.stored(chunk);
         let within = read.start - chunk * CHUNK..read.end - chunk * CHUNK;
-        let panels = within.start / LANES..within.end.div_ceil(LANES);
-        let packed_keys = self.scratch.keys.as_mut_ptr().cast::<f32>();
         let packed_values = self.scratch.values.as_mut_ptr().cast::<f32>();
         let only = self.blocks::<S>().next().filter(|block| block.len() == self.num_rows());
         let is_packed = self.packs_values::<S>(only.is_some());
-        if self.num_rows() == 1 {
-            let query = self.scratch.query.as_ptr();
-            let scores = self.scratch.weights.as_mut_ptr().cast();
-            // SAFETY: the rows come from views of these sizes; `prepare` made room for a chunk.
-            unsafe { score_keys::<S, E>(&keys, k_dim, panels, query, scores) };
-        } else {
-            // Keys that are used once are used before they leave the first-level cache.
-            let step = if only.is_some() { PANELS_AT_ONCE } else { CHUNK / LANES };
-            for first in panels.clone().step_by(step) {
-                let panels = first..panels.end.min(first + step);
-                // SAFETY: as above.
-                unsafe { pack_keys::<S, E>(&keys, k_dim, panels.clone(), packed_keys) };
-                if let Some(block) = &only {
-                    self.score::<S>(block, panels);
-                }
-            }
-        }
+        self.use_keys::<S>(&keys, within.start / LANES..within.end.div_ceil(LANES), only.as_ref());
         if is_packed {
-            // SAFETY: as above.
+            // SAFETY: the rows come from a view of this size; `prepare` made room for a chunk.
             unsafe { pack_values::<S, E>(&values, v_dim, within, packed_values) };
         }
         let is_scored = only.is_some();
@@ -57,6 +39,36 @@ impl<E: Element> ItemKernel<'_, E> {
         for block in self.blocks::<S>() {
             self.fold_block::<S>(&block, chunk, &stored);
         }
+    }
+
+    /// Makes keys ready for use; if there is an `only` block, computes its scores.
+    #[inline(always)]
+    fn use_keys<S: Simd>(
+        &mut self,
+        keys: &ChunkKeys<E>,
+        panels: Range<usize>,
+        only: Option<&Range<usize>>,
+    ) {
+        if let (ChunkKeys::Columns(columns), Some(block)) = (keys, only) {
+            self.score::<S, _>(block, panels, InColumns(columns));
+            return;
+        }
+        // Keys that are used once are used before they leave the first-level cache.
+        let step = if only.is_some() { PANELS_AT_ONCE } else { CHUNK / LANES };
+        for first in panels.clone().step_by(step) {
+            let panels = first..panels.end.min(first + step);
+            let packed = self.scratch.keys.as_mut_ptr().cast();
+            // SAFETY: the keys come from a view of this size; `prepare` made room for a chunk.
+            unsafe { pack::<S, E>(keys, self.k_dim(), panels.clone(), packed) };
+            if let Some(block) = only {
+                self.score::<S, _>(block, panels, self.packed_keys());
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn packed_keys(&self) -> PackedKeys {
+        PackedKeys { start: self.scratch.keys.as_ptr().cast(), dim: self.k_dim() }
     }
 
     /// Whether values are widened and rearranged before they are used: in place they come in whole
@@ -88,7 +100,8 @@ impl<E: Element> ItemKernel<'_, E> {
         }
         let length = self.output_length();
         if !stored.is_scored {
-            self.score::<S>(block, around.start / LANES..around.end.div_ceil(LANES));
+            let panels = around.start / LANES..around.end.div_ceil(LANES);
+            self.score::<S, _>(block, panels, self.packed_keys());
         }
         let mut part = Part { state: State::EMPTY, outputs: [None; MAX_ROWS] };
         let added = self.scratch.added.as_ptr().cast::<f32>();
@@ -106,17 +119,13 @@ impl<E: Element> ItemKernel<'_, E> {
         self.keep::<S>(block, chunk, &part);
     }
 
-    /// Scores of a block over some panels of packed keys.
+    /// Scores of a block over some panels of `keys`.
     #[inline(always)]
-    fn score<S: Simd>(&mut self, block: &Range<usize>, panels: Range<usize>) {
-        let scores = Scores {
-            query: self.scratch.query[block.start * self.k_dim()..].as_ptr(),
-            keys: self.scratch.keys.as_ptr().cast(),
-            dim: self.k_dim(),
-            panels,
-            results: self.scratch.weights.as_mut_ptr().cast(),
-        };
-        // SAFETY: `prepare` made room for the queries, a chunk of keys and a block of scores.
+    fn score<S: Simd, K: Panels>(&mut self, block: &Range<usize>, panels: Range<usize>, keys: K) {
+        let (dim, results) = (self.k_dim(), self.scratch.weights.as_mut_ptr().cast());
+        let query = self.scratch.query[block.start * dim..].as_ptr();
+        let scores = Scores { query, keys, dim, panels, results };
+        // SAFETY: `prepare` made room for the queries and a block of scores; the keys are of a chunk.
         unsafe { scores.compute::<S>(block.len()) };
     }
 
