@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         StreamDelta,
     )
     from pagedkv.prefix_report import PrefixReport
+    from pagedkv.repetition_detection import RepetitionDetectionParams
     from pagedkv.sampling_params import RequestOutputKind, SamplingParams
     from pagedkv.structured_outputs import GuidedDecodingParams, StructuredOutputsParams
 
@@ -54,6 +55,7 @@ _HOME = {
     "ModelLoadError": "errors",
     "PagedKVError": "errors",
     "PrefixReport": "prefix_report",
+    "RepetitionDetectionParams": "repetition_detection",
     "RequestMetrics": "outputs",
     "RequestOutput": "outputs",
     "RequestOutputKind": "sampling_params",
@@ -78,6 +80,7 @@ __all__ = [
     "ModelLoadError",
     "PagedKVError",
     "PrefixReport",
+    "RepetitionDetectionParams",
     "RequestMetrics",
     "RequestOutput",
     "RequestOutputKind",

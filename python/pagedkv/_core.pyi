@@ -557,7 +557,7 @@ def best_tokens(
 # Sizes in symbols: B = max_num_seqs, T = max_num_batched_tokens, G = KV groups, M = blocks per row,
 # U = num_table_updates, C = num_block_copies of `Scheduler.sizes`; R rows, S samples of a batch.
 
-_FinishReason: TypeAlias = Literal["stop", "length", "abort"]
+_FinishReason: TypeAlias = Literal["stop", "length", "repetition", "abort"]
 
 @final
 class StepBuffers:
@@ -768,7 +768,7 @@ class SequenceResult:
 
     @property
     def stop_reason(self) -> int | str | None:
-        """The request's stop token id or stop string that ended it; None for all other endings."""
+        """The request's stop token id or stop string that ended it, "repetition_detected", or None."""
 
 @final
 class RequestResult:
@@ -919,6 +919,7 @@ class Scheduler:
         stop_strings: Sequence[str] | None = None,
         stream: bool = False,
         beams: BeamOptions | None = None,
+        repetition: tuple[int, int, int] | None = None,
     ) -> None:
         """Queues a request. It starts when its turn comes and there is room.
 
@@ -928,7 +929,7 @@ class Scheduler:
                 without a loop in Python.
             n: sequences to generate; the prompt is computed once.
             max_tokens: tokens to generate at most, per sequence; ``max_model_len`` cuts it.
-            min_tokens: tokens to generate before an ending id or stop string counts.
+            min_tokens: tokens to generate before an ending id, stop string or repetition counts.
             eos_token_ids: the model's ending ids.
             stop_token_ids: the request's own ending ids.
             ignore_eos: whether ``eos_token_ids`` are ordinary tokens.
@@ -940,6 +941,8 @@ class Scheduler:
             stop_strings: those of ``text``, for `SequenceResult.stop_reason`.
             stream: whether `update` reports each token; beams are reported when they have ended.
             beams: beam search of width ``n`` instead of sampling.
+            repetition: (shortest pattern, longest pattern, copies): ends a sequence whose last tokens are so many
+                copies of one pattern; longest x copies is at most 65536.
 
         Raises:
             TypeError: an argument of another type; token ids are named by their position.

@@ -167,6 +167,7 @@ def add_to_core(request: EngineRequest, parts: EngineParts, state: RequestState)
             stop_strings=params.stop,
             stream=state.is_streamed and not state.is_held,
             beams=_beam_options(params),
+            repetition=params.repetition_detection and params.repetition_detection.limits(),
         )
     except (QueueFullError, ValueError) as error:
         msg = f"{request.where}: {error}"

@@ -21,7 +21,7 @@ class BeamSearchSequence:
         score: ``cum_logprob`` / number of generated tokens ** ``length_penalty``.
         text: the text of ``tokens``; None without a tokenizer.
         logprobs: one dict per generated token, None unless asked for.
-        finish_reason: "stop", "length", "abort" or "error".
+        finish_reason: "stop", "length", "repetition", "abort" or "error".
         stop_reason: the stop string or stop token id that ended it.
     """
 

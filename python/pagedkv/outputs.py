@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from pagedkv.logprobs import PromptLogprobs, SampleLogprobs
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "repetition", "abort", "error"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,10 +76,10 @@ class CompletionOutput:
         token_ids: every generated id, the ending one included.
         cumulative_logprob: sum of the chosen tokens' log-probabilities.
         logprobs: one dict per token, None unless ``SamplingParams.logprobs`` was given.
-        finish_reason: "stop", "length", "abort" or "error"; None while it runs.
+        finish_reason: "stop", "length", "repetition", "abort" or "error"; None while it runs.
         score: of beams, ``cumulative_logprob`` / number of tokens ** ``length_penalty``; None for samples.
-        stop_reason: the stop string or stop token id that ended it; None for the model's own
-            ending id and for every other end.
+        stop_reason: the stop string or stop token id that ended it, "repetition_detected" after a
+            repetition; None for the model's own ending id and for every other end.
     """
 
     index: int

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pagedkv.beam_checks import check_beam_search, check_best_of, check_without_beams
 from pagedkv.errors import unknown_parameter
+from pagedkv.repetition_detection import checked_repetition
 from pagedkv.sampling_checks import (
     UnsetNumber,
     at_least_one,
@@ -58,7 +59,6 @@ MAX_N = 16_384
 
 # Fields that have no effect yet, with the values that ask for nothing.
 _NOT_YET: dict[str, tuple[object, ...]] = {
-    "repetition_detection": (None,),
     "thinking_token_budget": (None, -1),
     "trace_decode_token_ids": (None,),
 }
@@ -113,7 +113,7 @@ class SamplingParams:
         stop_token_ids: token ids that end a sequence, besides the model's own.
         ignore_eos: treats the model's ending ids as ordinary tokens.
         max_tokens: tokens generated at most; None means up to the model's context length.
-        min_tokens: ending and stop ids are masked before this many tokens.
+        min_tokens: ending and stop ids are masked, and no repetition counts, before this many tokens.
         logprobs: how many of the most likely tokens to report per position, besides the chosen
             one; -1 for the whole vocabulary.
         logprob_token_ids: at most 128 ids whose log-probabilities are reported at each position.
@@ -138,6 +138,7 @@ class SamplingParams:
             grammar, json_object, structural_tag. ``guided_decoding`` and the ``guided_json``,
             ``guided_regex``, ``guided_choice``, ``guided_grammar`` and ``guided_json_object`` of
             earlier versions mean the same.
+        repetition_detection: a RepetitionDetectionParams, or a dict of its fields: ends a sequence that repeats itself.
         truncate_prompt_tokens: keeps this many last tokens of a prompt.
         skip_reading_prefix_cache: computes the whole prompt; None means where ``prompt_logprobs``
             needs it.
@@ -315,6 +316,7 @@ class SamplingParams:
         if self.guided_decoding is not None:
             self.structured_outputs, self.guided_decoding = self.guided_decoding, None
         self.structured_outputs = checked_structure(self.structured_outputs)
+        self.repetition_detection = checked_repetition(self.repetition_detection)
         self.output_kind = _output_kind(self.output_kind)
         if self.top_k == -1:
             self.top_k = 0
@@ -387,5 +389,6 @@ _CONTAINERS = (
     "logit_bias",
     "allowed_token_ids",
     "logits_processors",
+    "repetition_detection",
     "bad_words_token_ids",
 )

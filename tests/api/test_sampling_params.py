@@ -94,7 +94,6 @@ def test_a_name_near_nothing_is_answered_with_the_list():
     ("arguments", "message"),
     [
         ({"thinking_token_budget": 5}, "thinking_token_budget=5 is not supported yet"),
-        ({"repetition_detection": object()}, "repetition_detection=.* is not supported yet"),
         ({"trace_decode_token_ids": [1]}, r"trace_decode_token_ids=\[1\] is not supported yet"),
         ({"watermarking": True}, "watermarking=True is out of scope"),
         ({"routed_experts_prompt_start": 3}, "routed_experts_prompt_start=3 is out of scope"),

@@ -13,6 +13,7 @@ LAYERS = [
         "beam_checks",
         "sampling_checks",
         "structured_outputs",
+        "repetition_detection",
         "sampling_lists",
         "sampling_params",
         "beam_search_params",

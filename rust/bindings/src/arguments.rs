@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use numpy::{PyArray1, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods};
-use pagedkv_core::{CacheConfig, CacheKey, GroupKind, TokenId};
+use pagedkv_core::{CacheConfig, CacheKey, GroupKind, RepetitionLimits, TokenId};
 use pyo3::exceptions::{PyMemoryError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyInt, PySequence, PyString};
@@ -170,6 +170,20 @@ pub(crate) fn cache_key(salt: Option<&Bound<'_, PyAny>>, adapter_id: Int) -> PyR
         return Err(PyTypeError::new_err(message));
     };
     Ok(CacheKey { adapter_id, salt })
+}
+
+/// Limits from the shortest and the longest pattern and the number of copies; the core checks them together.
+///
+/// # Errors
+/// `TypeError` for no int, `ValueError` for one that does not fit.
+pub(crate) fn repetition_limits(
+    (min_pattern, max_pattern, min_count): (Int, Int, Int),
+) -> PyResult<RepetitionLimits> {
+    Ok(RepetitionLimits {
+        min_pattern: min_pattern.within("min_pattern_size", 0..=u32::MAX)?,
+        max_pattern: max_pattern.within("max_pattern_size", 0..=u32::MAX)?,
+        min_count: min_count.within("min_count", 0..=u32::MAX)?,
+    })
 }
 
 /// KV groups from `("full", 0)`, `("sliding", window)` and `("chunked", chunk)`.

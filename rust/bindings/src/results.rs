@@ -161,9 +161,9 @@ pub(crate) struct SequenceResult {
     score: Option<f32>,
     /// Of beams: log-probability, rank and the most likely tokens, for each token.
     logprobs: Option<Vec<TokenLogprob>>,
-    /// `stop`, `length` or `abort`.
+    /// `stop`, `length`, `repetition` or `abort`.
     finish_reason: &'static str,
-    /// The ending id or stop string of the request that ended it.
+    /// The ending id or stop string of the request that ended it, or `repetition_detected`.
     stop_reason: Py<PyAny>,
 }
 
@@ -172,6 +172,9 @@ impl SequenceResult {
         let stop_reason = match result.finish_reason {
             FinishReason::StopToken(id) => id.into_pyobject(py)?.into_any().unbind(),
             FinishReason::StopString(i) => stops.get(i as usize).into_pyobject(py)?.unbind(),
+            FinishReason::Repetition => {
+                "repetition_detected".into_pyobject(py)?.into_any().unbind()
+            }
             FinishReason::Eos
             | FinishReason::Grammar
             | FinishReason::Length
@@ -267,6 +270,7 @@ fn reason_name(reason: FinishReason) -> &'static str {
         | FinishReason::StopString(_)
         | FinishReason::Grammar => "stop",
         FinishReason::Length => "length",
+        FinishReason::Repetition => "repetition",
         FinishReason::Abort => "abort",
     }
 }

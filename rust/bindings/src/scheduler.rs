@@ -15,7 +15,9 @@ use pyo3::exceptions::{PyAssertionError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::arguments::{HashKey, Int, cache_key, check_size, kv_groups, token_ids};
+use crate::arguments::{
+    HashKey, Int, cache_key, check_size, kv_groups, repetition_limits, token_ids,
+};
 use crate::beams::BeamOptions;
 use crate::buffers::StepBuffers;
 use crate::error::{core_error, enter};
@@ -149,10 +151,10 @@ impl Scheduler {
         request_id, prompt_token_ids, *, n=Int::of(1), max_tokens, min_tokens=Int::of(0),
         eos_token_ids=None, stop_token_ids=None, ignore_eos=false, include_stop_in_text=false,
         priority=Int::of(0), cache_salt=None, adapter_id=Int::of(0), text=None, stop_strings=None,
-        stream=false, beams=None
+        stream=false, beams=None, repetition=None
     ), text_signature = "($self, request_id, prompt_token_ids, *, n=1, max_tokens, min_tokens=0, eos_token_ids=None, \
         stop_token_ids=None, ignore_eos=False, include_stop_in_text=False, priority=0, cache_salt=None, adapter_id=0, \
-        text=None, stop_strings=None, stream=False, beams=None)")]
+        text=None, stop_strings=None, stream=False, beams=None, repetition=None)")]
     #[expect(clippy::too_many_arguments, reason = "one per parameter, by keyword")]
     fn add_request(
         &self,
@@ -172,6 +174,7 @@ impl Scheduler {
         stop_strings: Option<Vec<String>>,
         stream: bool,
         beams: Option<PyRef<'_, BeamOptions>>,
+        repetition: Option<(Int, Int, Int)>,
     ) -> PyResult<()> {
         let ids = |name, ids: Option<&Bound<'_, PyAny>>| {
             ids.map_or(Ok(Vec::new()), |ids| token_ids(name, ids))
@@ -187,6 +190,7 @@ impl Scheduler {
                 eos_token_ids: ids("eos_token_ids", eos_token_ids)?,
                 stop_token_ids: ids("stop_token_ids", stop_token_ids)?,
                 ignore_eos,
+                repetition: repetition.map(repetition_limits).transpose()?,
             },
             priority: priority.signed("priority")?,
             key: cache_key(cache_salt, adapter_id)?,

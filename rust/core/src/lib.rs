@@ -65,6 +65,7 @@ mod ids;
 mod kv_cache;
 mod logprobs;
 mod prefix_cache;
+mod repetition;
 mod request;
 mod scheduler;
 pub mod simulator;
@@ -85,6 +86,7 @@ pub use kv_cache::{
 };
 pub use logprobs::TokenLogprob;
 pub use prefix_cache::{CacheKey, EntryId, PrefixCache};
+pub use repetition::RepetitionLimits;
 pub use request::{NewRequest, RequestResult, SequenceResult};
 pub use scheduler::{Delta, SampleMasks, Scheduler, StepOutput};
 pub use stats::Stats;

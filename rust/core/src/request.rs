@@ -6,6 +6,7 @@ use crate::ids::{RowId, TokenId};
 use crate::kv_cache::{SlotUse, Swapped};
 use crate::logprobs::TokenLogprob;
 use crate::prefix_cache::CacheKey;
+use crate::repetition::RepetitionScan;
 use crate::stop::{FinishReason, StopConditions};
 use crate::text::SequenceText;
 use crate::tokens::Tokens;
@@ -171,6 +172,7 @@ pub(crate) struct Request {
     pub(crate) status: Status,
     pub(crate) prompt: Vec<TokenId>,
     pub(crate) stop: StopConditions,
+    repetition: Option<RepetitionScan>,
     /// `stop.max_tokens`, or less where the context ends.
     pub(crate) max_output: u32,
     pub(crate) key: CacheKey,
@@ -219,6 +221,7 @@ impl Request {
             rank,
             status: Status::Waiting,
             prompt: new.prompt,
+            repetition: new.stop.repetition.map(RepetitionScan::new),
             stop: new.stop,
             max_output,
             key: new.key,
@@ -269,19 +272,21 @@ impl Request {
             && sequence.num_output() + sequence.num_pending < self.max_output
     }
 
-    /// Adds `token`, output number `num_output` of a sequence, to the sequence's text, and says why the
-    /// sequence ends with it, if it does.
+    /// Adds `token`, which is to follow the output of sequence `index`, to a `text` of that output, and
+    /// says why the sequence ends with it, if it does.
     pub(crate) fn judge(
-        &self,
+        &mut self,
+        index: usize,
         token: TokenId,
-        num_output: u32,
         text: &mut Option<Box<dyn SequenceText>>,
     ) -> Option<FinishReason> {
+        let output = &self.sequences[index].output;
+        let num_output = output.len() as u32 + 1;
+        let may_stop = num_output >= self.stop.min_tokens;
         let mut reason = self.stop.check_id(token, num_output);
         if let Some(text) = text
             && (reason.is_none() || self.include_stop_in_text)
         {
-            let may_stop = num_output >= self.stop.min_tokens;
             let stopped = text.push(token, may_stop).map(FinishReason::StopString);
             reason = reason.or(stopped);
             if text.is_complete() && !self.stop.can_end_by_id(num_output + 1) {
@@ -290,6 +295,13 @@ impl Request {
         }
         let at_limit = num_output >= self.max_output;
         reason = reason.or(at_limit.then_some(FinishReason::Length));
+        if let Some(scan) = &mut self.repetition
+            && may_stop
+            && reason.is_none()
+            && scan.is_repeating(output, token)
+        {
+            reason = Some(FinishReason::Repetition);
+        }
         if let (Some(text), Some(_)) = (text, reason) {
             text.finish();
         }

@@ -1,13 +1,14 @@
 //! When a sequence ends.
 
 use crate::ids::TokenId;
+use crate::repetition::RepetitionLimits;
 
 /// Limits and ending ids of a request.
 #[derive(Clone, Debug, Default)]
 pub struct StopConditions {
     /// Tokens to generate at most. At least 1.
     pub max_tokens: u32,
-    /// Tokens to generate before an ending id or a stop string counts.
+    /// Tokens to generate before an ending id, a stop string or a repetition counts.
     pub min_tokens: u32,
     /// The model's ending ids.
     pub eos_token_ids: Vec<TokenId>,
@@ -15,6 +16,8 @@ pub struct StopConditions {
     pub stop_token_ids: Vec<TokenId>,
     /// Whether `eos_token_ids` are ordinary tokens.
     pub ignore_eos: bool,
+    /// Which repetitions in the output end a sequence; none without limits.
+    pub repetition: Option<RepetitionLimits>,
 }
 
 /// Why a sequence ended.
@@ -30,6 +33,8 @@ pub enum FinishReason {
     Grammar,
     /// `max_tokens` or the model's context length.
     Length,
+    /// Its last tokens repeat each other.
+    Repetition,
     /// The caller gave up.
     Abort,
 }

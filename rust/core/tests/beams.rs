@@ -3,8 +3,8 @@
 use std::collections::{HashMap, VecDeque};
 
 use pagedkv_core::{
-    Batch, BeamOptions, EarlyStopping, FinishReason, GroupKind, NewRequest, RequestResult,
-    SchedulerConfig, StopConditions, TokenId,
+    Batch, BeamOptions, EarlyStopping, FinishReason, GroupKind, NewRequest, RepetitionLimits,
+    RequestResult, SchedulerConfig, StopConditions, TokenId,
 };
 
 #[path = "support/engine.rs"]
@@ -285,6 +285,25 @@ fn only_as_many_as_wanted_are_returned_and_the_minimum_length_holds_back_endings
     assert_eq!(result.sequences.len(), 2);
     assert!(result.sequences.iter().all(|sequence| sequence.token_ids.len() >= 4));
     check(&result, &expected, "two of six");
+}
+
+#[test]
+fn a_beam_that_repeats_itself_is_kept_as_ended() {
+    let limits = RepetitionLimits { min_pattern: 1, max_pattern: 3, min_count: 2 };
+    let mut num_repeating = 0;
+    for (prompt_len, (mode, penalty)) in (5..).zip(modes()) {
+        let mut new = beams(0, prompt_len, 12, 5, options(5, mode, penalty));
+        new.stop.repetition = Some(limits);
+        new.stop.min_tokens = prompt_len % 3;
+        let (mut runner, expected) = (Runner::new(config()), plain(&new));
+        runner.engine.scheduler.add_request(new).unwrap();
+        runner.finish();
+        let result = runner.result(0);
+        check(&result, &expected, &format!("{mode:?}, {penalty}"));
+        let reasons = result.sequences.iter().map(|sequence| sequence.finish_reason);
+        num_repeating += reasons.filter(|reason| *reason == FinishReason::Repetition).count();
+    }
+    assert!(num_repeating > 5, "{num_repeating}");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! What is refused, with which words, and that nothing is left of it.
 
-use pagedkv_core::{Error, GroupKind, NewRequest, Scheduler, SchedulerConfig, StepOutput};
+use pagedkv_core::{
+    Error, GroupKind, NewRequest, RepetitionLimits, Scheduler, SchedulerConfig, StepOutput,
+};
 
 #[path = "support/engine.rs"]
 mod engine;
@@ -74,6 +76,9 @@ fn bad_requests_are_refused_and_leave_nothing_behind() {
     assert_eq!(refuse(&|new| new.stop.max_tokens = 0), "max_tokens must be at least 1, got 0");
     let message = refuse(&|new| new.stop.min_tokens = 6);
     assert_eq!(message, "min_tokens must be at most max_tokens (5), got 6");
+    let limits = RepetitionLimits { min_pattern: 1, max_pattern: 1 << 15, min_count: 3 };
+    let message = refuse(&|new| new.stop.repetition = Some(limits));
+    assert_eq!(message, "max_pattern_size x min_count must be at most 65536, got 98304");
 }
 
 #[test]

@@ -22,6 +22,7 @@ const REGRESSIONS: &[u64] = &[];
 struct Coverage {
     operations: u64,
     discarded: u64,
+    repeating: u64,
     refused: u64,
     preemptions: u64,
     swaps: u64,
@@ -38,6 +39,7 @@ impl Coverage {
     fn add(&mut self, report: &Report) {
         self.operations += report.num_operations;
         self.discarded += report.num_discarded;
+        self.repeating += report.num_repeating;
         self.refused += report.num_refused;
         self.preemptions += report.stats.num_preemptions;
         self.swaps += report.stats.num_swaps;
@@ -124,6 +126,7 @@ fn ten_thousand_worlds_keep_every_promise() {
     let Coverage {
         operations: _,
         discarded,
+        repeating,
         refused,
         preemptions,
         swaps,
@@ -137,6 +140,7 @@ fn ten_thousand_worlds_keep_every_promise() {
     } = coverage;
     for (name, count) in [
         ("tokens too late", discarded),
+        ("repetitions", repeating),
         ("requests refused", refused),
         ("preemptions by swap", swaps),
         ("preemptions by recompute", preemptions - swaps),

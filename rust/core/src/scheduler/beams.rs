@@ -239,13 +239,12 @@ fn select(request: &mut Request, lists: &[Continuations<'_>]) -> Vec<Survivor> {
         if rank >= width && survivors.len() == width {
             break;
         }
-        let parent = &request.sequences[candidate.parent as usize];
-        let mut text = parent.text.as_ref().map(|text| text.fork());
-        let num_output = parent.num_output() + 1;
-        let reason = request.judge(candidate.token, num_output, &mut text);
+        let parent = candidate.parent as usize;
+        let mut text = request.sequences[parent].text.as_ref().map(|text| text.fork());
+        let reason = request.judge(parent, candidate.token, &mut text);
         let history = beams.options.num_logprobs.map(|num_top| {
             let report = lists[candidate.list].report(candidate.place, num_top);
-            beams.histories[candidate.parent as usize].with(report)
+            beams.histories[parent].with(report)
         });
         let Some(reason) = reason else {
             if survivors.len() < width {
@@ -254,7 +253,7 @@ fn select(request: &mut Request, lists: &[Continuations<'_>]) -> Vec<Survivor> {
             continue;
         };
         if rank < width {
-            let mut output = parent.output.clone();
+            let mut output = request.sequences[parent].output.clone();
             output.push(candidate.token);
             let sum = candidate.sum;
             let hypothesis = Hypothesis { score: 0.0, sum, output, text, reason, history };

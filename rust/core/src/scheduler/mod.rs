@@ -340,6 +340,9 @@ impl Scheduler {
             let bound = format!("at most max_tokens ({})", new.stop.max_tokens);
             return parameter("min_tokens", bound, new.stop.min_tokens);
         }
+        if let Some(limits) = &new.stop.repetition {
+            limits.check()?;
+        }
         if self.waiting.len() >= self.config.max_num_waiting as usize {
             return Err(Error::QueueFull { waiting: self.num_waiting() });
         }

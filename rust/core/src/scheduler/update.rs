@@ -165,16 +165,17 @@ impl Scheduler {
     ) -> bool {
         let Some(request) = self.live(sample.slot, sample.arrival) else { return false };
         request.num_in_flight -= 1;
-        let sequence = &mut request.sequences[sample.index as usize];
+        let index = sample.index as usize;
+        let sequence = &mut request.sequences[index];
         sequence.num_pending -= 1;
         if !sequence.is_live() {
             return false;
         }
+        let mut text = sequence.text.take();
+        let reason = request.judge(index, token, &mut text);
+        let sequence = &mut request.sequences[index];
         sequence.output.push(token);
         sequence.cumulative_logprob += f64::from(logprob);
-        let (num_output, mut text) = (sequence.num_output(), sequence.text.take());
-        let reason = request.judge(token, num_output, &mut text);
-        let sequence = &mut request.sequences[sample.index as usize];
         sequence.text = text;
         sequence.finish_reason = reason;
         if !std::mem::replace(&mut request.has_output, true) {

@@ -13,6 +13,8 @@ pub struct Report {
     pub num_refused: u64,
     /// Tokens that came too late to count.
     pub num_discarded: u64,
+    /// Sequences that a repetition ended.
+    pub num_repeating: u64,
     /// A hash of every array and every output: equal for equal runs.
     pub trace: u64,
     /// The scheduler's own figures at the end.

@@ -5,6 +5,7 @@ use super::toy_text::ToyText;
 use super::truth::{Truth, Voice};
 use crate::config::{CacheConfig, GroupKind, Policy, SchedulerConfig};
 use crate::prefix_cache::CacheKey;
+use crate::repetition::RepetitionLimits;
 use crate::request::NewRequest;
 use crate::stop::StopConditions;
 use crate::text::SequenceText;
@@ -39,6 +40,8 @@ struct Shape {
     num_keys: u32,
     num_priorities: u32,
     max_stop_ids: u32,
+    /// Percent of requests that repetitions end.
+    repetition: u32,
     /// Percent of requests that may not end early.
     min_tokens: u32,
     /// Percent of requests that have text.
@@ -95,6 +98,7 @@ impl Scenario {
             eos_token_ids: ids(rng),
             stop_token_ids: ids(rng),
             ignore_eos: rng.chance(20),
+            repetition: rng.chance(shape.repetition).then(|| repetition_limits(rng)),
         };
         let tenant = rng.below(shape.num_keys);
         let voice = Voice {
@@ -131,6 +135,15 @@ impl Scenario {
             prompt.push(rng.below(shape.vocabulary));
         }
         prompt
+    }
+}
+
+fn repetition_limits(rng: &mut Rng) -> RepetitionLimits {
+    let min_pattern = rng.range(1, 3);
+    RepetitionLimits {
+        min_pattern,
+        max_pattern: min_pattern + rng.below(4),
+        min_count: rng.range(2, 5),
     }
 }
 
@@ -196,6 +209,7 @@ fn random_shape(
         num_keys: if rng.chance(25) { 4 } else { 1 },
         num_priorities: rng.pick(&[1, 3]),
         max_stop_ids: if rng.chance(if is_pressed { 10 } else { 50 }) { 2 } else { 0 },
+        repetition: if rng.chance(if is_pressed { 10 } else { 50 }) { 70 } else { 0 },
         min_tokens: rng.pick(&[0, 70]),
         text: if rng.chance(if is_pressed { 10 } else { 50 }) { 70 } else { 0 },
         documents,

@@ -88,6 +88,7 @@ impl Simulation {
                 num_operations: 0,
                 num_refused: 0,
                 num_discarded: 0,
+                num_repeating: 0,
                 trace: scenario.seed,
                 stats: Stats::default(),
             },
@@ -345,6 +346,8 @@ impl Simulation {
         self.truths[&id].check_result(result, was_aborted).map_err(error)?;
         for sequence in &result.sequences {
             self.note(sequence.token_ids.iter().map(|token| u64::from(*token)));
+            let is_repeating = sequence.finish_reason == FinishReason::Repetition;
+            self.report.num_repeating += u64::from(is_repeating);
             let Some(stream) = self.streams.get(&(id, sequence.index)) else { continue };
             let ended = sequence.finish_reason != FinishReason::Abort;
             let is_whole = stream.text == sequence.text

@@ -141,7 +141,9 @@ impl Truth {
             num_output += 1;
             let position = self.prompt_len + num_output as u32 - 1;
             cumulative_logprob += f64::from(self.logprob(index as u32, position));
-            if let Some(end) = self.ending(*token, num_output, text.as_mut()) {
+            let end = self.ending(*token, num_output, text.as_mut());
+            let repeats = num_output < output.len() && self.is_repeating(&output[..num_output]);
+            if let Some(end) = end.or(repeats.then_some(FinishReason::Repetition)) {
                 reason = end;
                 break;
             }
@@ -181,5 +183,17 @@ impl Truth {
             }
             _ => end,
         }
+    }
+
+    /// Whether the last tokens are copies of one pattern, where that ends a sequence.
+    fn is_repeating(&self, output: &[TokenId]) -> bool {
+        let Some(limits) = self.stop.repetition else { return false };
+        let may_stop = output.len() >= self.stop.min_tokens as usize;
+        let is_repeated = |size: usize| {
+            let mut copies = output.rchunks_exact(size).take(limits.min_count as usize);
+            output.len() >= size * limits.min_count as usize
+                && copies.all(|copy| output.ends_with(copy))
+        };
+        may_stop && (limits.min_pattern..=limits.max_pattern).any(|size| is_repeated(size as usize))
     }
 }

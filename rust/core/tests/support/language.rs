@@ -46,6 +46,7 @@ pub(crate) fn search(
         let ends = |output: &[TokenId]| {
             (output[length - 1] == EOS && length >= stop.min_tokens as usize)
                 || length == stop.max_tokens as usize
+                || repeats(stop, output)
         };
         for (sum, output) in all.iter().take(width).filter(|(_, output)| ends(output)) {
             ended.push((score(*sum, length), output.clone()));
@@ -68,4 +69,15 @@ pub(crate) fn search(
     }
     ended.truncate(options.num_returned as usize);
     ended
+}
+
+/// Whether the last tokens are copies of one pattern, where that ends a beam.
+fn repeats(stop: &StopConditions, output: &[TokenId]) -> bool {
+    let Some(limits) = stop.repetition else { return false };
+    let count = limits.min_count as usize;
+    output.len() >= stop.min_tokens as usize
+        && (limits.min_pattern as usize..=limits.max_pattern as usize).any(|size| {
+            output.len() >= size * count
+                && output.ends_with(&output[output.len() - size..].repeat(count))
+        })
 }
