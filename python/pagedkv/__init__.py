@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         StreamDelta,
     )
     from pagedkv.prefix_report import PrefixReport
+    from pagedkv.reasoning_config import ReasoningConfig
     from pagedkv.repetition_detection import RepetitionDetectionParams
     from pagedkv.sampling_params import RequestOutputKind, SamplingParams
     from pagedkv.structured_outputs import GuidedDecodingParams, StructuredOutputsParams
@@ -55,6 +56,7 @@ _HOME = {
     "ModelLoadError": "errors",
     "PagedKVError": "errors",
     "PrefixReport": "prefix_report",
+    "ReasoningConfig": "reasoning_config",
     "RepetitionDetectionParams": "repetition_detection",
     "RequestMetrics": "outputs",
     "RequestOutput": "outputs",
@@ -80,6 +82,7 @@ __all__ = [
     "ModelLoadError",
     "PagedKVError",
     "PrefixReport",
+    "ReasoningConfig",
     "RepetitionDetectionParams",
     "RequestMetrics",
     "RequestOutput",

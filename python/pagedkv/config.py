@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from pagedkv.errors import not_supported_yet, unknown_parameter
 from pagedkv.generation_defaults import check_generation_config
+from pagedkv.reasoning_config import ReasoningConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -99,6 +100,8 @@ class EngineConfig:
         chat_template: a Jinja template instead of the model's own.
         generation_config: sampling of calls that bring none: "auto" for what the checkpoint's author set, "neutral" for
             the defaults of `SamplingParams`, or a folder with another generation_config.json.
+        reasoning_config: what begins and ends a model's thinking, which `SamplingParams.thinking_token_budget` needs: a
+            `ReasoningConfig` or a dict of its fields.
         override_generation_config: single values above those, by the names of generation_config.json.
 
     Raises:
@@ -134,6 +137,7 @@ class EngineConfig:
     chat_template: str | None = None
     generation_config: str | Path = "auto"
     override_generation_config: Mapping[str, Any] | None = None
+    reasoning_config: ReasoningConfig | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Checks every field that can be checked without the model."""
@@ -170,6 +174,9 @@ class EngineConfig:
             )
             raise ValueError(msg)
         check_generation_config(self.generation_config, self.override_generation_config)
+        if self.reasoning_config is not None:
+            reasoning = ReasoningConfig.of(self.reasoning_config)
+            object.__setattr__(self, "reasoning_config", reasoning)
 
     @classmethod
     def from_arguments(cls, model: str | Path, arguments: Mapping[str, Any]) -> EngineConfig:

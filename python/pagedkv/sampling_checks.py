@@ -6,8 +6,6 @@ import math
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
-from pagedkv.errors import not_supported_yet
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -71,6 +69,7 @@ TYPES: tuple[tuple[str, Callable[[object], bool], tuple[str, ...]], ...] = (
             "prompt_logprob_start",
             "truncate_prompt_tokens",
             "stream_interval",
+            "thinking_token_budget",
         ),
     ),
     (
@@ -161,27 +160,15 @@ def check_max_tokens(max_tokens: int | None) -> None:
         raise ValueError(msg)
 
 
-def refuse_later(owner: str, values: Mapping[str, object], neutral: Mapping[str, Any]) -> None:
-    """Refuses fields that have no effect, unless they ask for nothing.
+def refuse_out_of_scope(
+    owner: str, values: Mapping[str, object], neutral: Mapping[str, Any]
+) -> None:
+    """Refuses fields of other engines that this one leaves out for good, unless they ask for nothing.
 
     Args:
         owner: whose fields they are.
         values: the fields.
         neutral: the values that ask for nothing, by field.
-
-    Raises:
-        ValueError: a field asks for something.
-    """
-    for name, accepted in neutral.items():
-        value = values[name]
-        if not any(type(value) is type(entry) and value == entry for entry in accepted):
-            raise not_supported_yet(owner, name, value)
-
-
-def refuse_out_of_scope(
-    owner: str, values: Mapping[str, object], neutral: Mapping[str, Any]
-) -> None:
-    """Refuses fields of other engines that this one leaves out for good; arguments as for `refuse_later`.
 
     Raises:
         ValueError: a field asks for something.
@@ -224,6 +211,25 @@ def check_penalties(*, presence: float, frequency: float, repetition: float) -> 
             raise ValueError(msg)
     if not math.isfinite(repetition) or repetition <= 0.0:
         msg = f"repetition_penalty must be greater than zero, got {repetition}"
+        raise ValueError(msg)
+
+
+def check_thinking(budget: int | None, structure: object) -> None:
+    """Checks the most tokens of thinking, and that no grammar says otherwise what comes next.
+
+    Raises:
+        ValueError: it is below -1, or there is a grammar.
+    """
+    if budget is None:
+        return
+    if budget < 0:
+        msg = f"thinking_token_budget must be non-negative, got {budget}; -1 or None means no limit"
+        raise ValueError(msg)
+    if structure is not None:
+        msg = (
+            "thinking_token_budget and structured_outputs were both given: where a budget is spent, the end of thinking "
+            "would have to come, and the grammar may not allow it; keep one"
+        )
         raise ValueError(msg)
 
 

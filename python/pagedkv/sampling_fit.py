@@ -26,6 +26,13 @@ def fit_params(params: SamplingParams, config: EngineConfig, parts: EngineParts)
     vocab_size = parts.loaded.vocab_size
     _check_limits(params, config, vocab_size)
     _check_ids(params, vocab_size)
+    if params.thinking_token_budget is not None and parts.thinking is None:
+        msg = (
+            f"thinking_token_budget={params.thinking_token_budget} needs to know what begins and ends thinking, but the "
+            "engine was made without reasoning_config; make it with reasoning_config="
+            '{"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}'
+        )
+        raise ValueError(msg)
     _check_what_is_left(params, vocab_size, eos_token_ids=parts.eos_token_ids)
     for name in ("stop", "bad_words"):
         if getattr(params, name) and parts.tokenizer is None:

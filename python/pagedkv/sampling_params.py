@@ -19,8 +19,8 @@ from pagedkv.sampling_checks import (
     check_penalties,
     check_report,
     check_seed,
+    check_thinking,
     check_types,
-    refuse_later,
     refuse_out_of_scope,
 )
 from pagedkv.sampling_lists import (
@@ -57,14 +57,10 @@ MIN_TEMPERATURE = 1e-2
 
 MAX_N = 16_384
 
-# Fields that have no effect yet, with the values that ask for nothing.
-_NOT_YET: dict[str, tuple[object, ...]] = {
-    "thinking_token_budget": (None, -1),
-    "trace_decode_token_ids": (None,),
-}
 # Fields of other engines that are no part of what this one does, with the values that ask for nothing.
 _OUT_OF_SCOPE: dict[str, tuple[object, ...]] = {
     "routed_experts_prompt_start": (0, None),
+    "trace_decode_token_ids": (None,),
     "watermarking": (None, False),
 }
 
@@ -138,6 +134,8 @@ class SamplingParams:
             grammar, json_object, structural_tag. ``guided_decoding`` and the ``guided_json``,
             ``guided_regex``, ``guided_choice``, ``guided_grammar`` and ``guided_json_object`` of
             earlier versions mean the same.
+        thinking_token_budget: tokens generated at most in each section of thinking, whose end then follows; None (or -1)
+            for no limit. Needs ``LLM(reasoning_config=...)``.
         repetition_detection: a RepetitionDetectionParams, or a dict of its fields: ends a sequence that repeats itself.
         truncate_prompt_tokens: keeps this many last tokens of a prompt.
         skip_reading_prefix_cache: computes the whole prompt; None means where ``prompt_logprobs``
@@ -149,7 +147,7 @@ class SamplingParams:
     Raises:
         UnknownParameterError: a keyword that does not exist.
         TypeError: a value of the wrong type.
-        ValueError: a value out of range or at odds with another, or a field that has no effect.
+        ValueError: a value out of range or at odds with another, or a field that is out of scope.
     """
 
     n: int = 1
@@ -280,7 +278,6 @@ class SamplingParams:
             ValueError: a value out of range or at odds with another.
         """
         check_types(vars(self))
-        refuse_later(OWNER, vars(self), _NOT_YET)
         refuse_out_of_scope(OWNER, vars(self), _OUT_OF_SCOPE)
         self._normalize()
         self._verify_lengths()
@@ -290,6 +287,7 @@ class SamplingParams:
         else:
             check_without_beams(self)
         check_best_of(self)
+        check_thinking(self.thinking_token_budget, self.structured_outputs)
         check_masks(self.allowed_token_ids, self.logit_bias)
         if self.stop and not self.detokenize:
             msg = (
@@ -320,8 +318,9 @@ class SamplingParams:
         self.output_kind = _output_kind(self.output_kind)
         if self.top_k == -1:
             self.top_k = 0
-        if self.seed == -1:
-            self.seed = None
+        for name in ("seed", "thinking_token_budget"):
+            if getattr(self, name) == -1:
+                setattr(self, name, None)
         if self.use_beam_search and isinstance(self.temperature, UnsetNumber):
             self.temperature = 0.0
         if GREEDY_TEMPERATURE <= self.temperature < MIN_TEMPERATURE:

@@ -23,12 +23,14 @@ from pagedkv.models.files import resolve_model_folder
 from pagedkv.models.loading import load_model
 from pagedkv.pages import keep_freed_memory
 from pagedkv.prompt_logprobs import PromptScorer
+from pagedkv.reasoning_config import ReasoningConfig
 from pagedkv.sampling.masks import MaskSource
 from pagedkv.sampling.named_tokens import NamedTokens
 from pagedkv.sampling.sampler import Sampler
 from pagedkv.sequence_runner import SequenceRunner
 from pagedkv.step_buffers import StepArena
 from pagedkv.swap_space import SwapSize, SwapSpace, size_swap_space
+from pagedkv.thinking_markers import ThinkingMarkers, thinking_markers
 from pagedkv.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ class EngineParts:
         eos_token_ids: ids that end a sequence.
         generation_defaults: what holds for requests that do not say otherwise.
         grammars: compiled grammars.
+        thinking: what begins and ends thinking; None without ``reasoning_config``.
     """
 
     scheduler: _core.Scheduler
@@ -79,6 +82,7 @@ class EngineParts:
     eos_token_ids: tuple[int, ...]
     generation_defaults: GenerationDefaults
     grammars: GrammarCache
+    thinking: ThinkingMarkers | None
 
 
 def build_engine(config: EngineConfig) -> EngineParts:
@@ -135,8 +139,10 @@ def assemble(
     """Builds an engine's parts around a model in memory.
 
     Raises:
-        ValueError: the KV cache cannot hold one sequence of the longest context.
+        ValueError: the KV cache cannot hold one sequence of the longest context, or the tokenizer does not have the markers
+            of ``reasoning_config``.
     """
+    thinking = _thinking(config, loaded, tokenizer)
     max_num_batched_tokens = _max_batched_tokens(config, loaded)
     kv_size = size_kv_cache(loaded, config, max_num_batched_tokens=max_num_batched_tokens)
     log_kv_size(kv_size, loaded)
@@ -149,12 +155,7 @@ def assemble(
         backend_name=backend_name,
         max_num_batched_tokens=max_num_batched_tokens,
     )
-    sampler = Sampler(
-        max_num_seqs=config.max_num_seqs,
-        vocab_size=loaded.vocab_size,
-        device=loaded.device,
-        logprobs_mode=config.logprobs_mode,
-    )
+    sampler = _create_sampler(config, loaded, thinking)
     scorer = PromptScorer(
         max_num_seqs=config.max_num_seqs,
         vocab_size=loaded.vocab_size,
@@ -192,7 +193,17 @@ def assemble(
         eos_token_ids=_eos_token_ids(loaded, tokenizer, defaults),
         generation_defaults=defaults,
         grammars=GrammarCache(tokenizer, vocab_size=loaded.vocab_size),
+        thinking=thinking,
     )
+
+
+def _thinking(
+    config: EngineConfig, loaded: LoadedModel, tokenizer: Tokenizer | None
+) -> ThinkingMarkers | None:
+    if config.reasoning_config is None:
+        return None
+    reasoning = ReasoningConfig.of(config.reasoning_config)
+    return thinking_markers(reasoning, tokenizer, vocab_size=loaded.vocab_size)
 
 
 def _eos_token_ids(
@@ -202,6 +213,18 @@ def _eos_token_ids(
     if tokenizer is not None:
         found.update(tokenizer.eos_token_ids)
     return tuple(sorted(token_id for token_id in found if token_id < loaded.vocab_size))
+
+
+def _create_sampler(
+    config: EngineConfig, loaded: LoadedModel, thinking: ThinkingMarkers | None
+) -> Sampler:
+    return Sampler(
+        max_num_seqs=config.max_num_seqs,
+        vocab_size=loaded.vocab_size,
+        device=loaded.device,
+        logprobs_mode=config.logprobs_mode,
+        thinking=thinking,
+    )
 
 
 def _create_scheduler(

@@ -18,6 +18,7 @@ from pagedkv.sampling.logit_bias import LogitBias
 from pagedkv.sampling.masks import GrammarMasks
 from pagedkv.sampling.min_tokens import MinTokens
 from pagedkv.sampling.penalties import Penalties
+from pagedkv.sampling.thinking_budgets import ThinkingBudgets
 from pagedkv.sampling.user_processors import UserProcessors
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from pagedkv.sampling.row_state import RowState
     from pagedkv.sampling.targets import SampleTargets
+    from pagedkv.thinking_markers import ThinkingMarkers
 
 
 class LogitsEdit(Protocol):
@@ -66,11 +68,18 @@ class EditedRows:
 class LogitsEdits:
     """All edits, in the order in which they act.
 
-    User processors, allowed_token_ids, bad_words, min_tokens, logit_bias, penalties, then the masks of grammars,
-    which nothing but the temperature may follow.
+    User processors, allowed_token_ids, bad_words, min_tokens, logit_bias, penalties, the masks of grammars; then the ends
+    of thinking, which no other edit can bar and nothing but the temperature may follow.
     """
 
-    def __init__(self, *, max_num_seqs: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        *,
+        max_num_seqs: int,
+        vocab_size: int,
+        device: torch.device,
+        thinking: ThinkingMarkers | None,
+    ) -> None:
         """Reserves what is kept by row."""
         self._histories = OutputHistories(max_num_seqs=max_num_seqs)
         self._penalties = Penalties(max_num_seqs=max_num_seqs, vocab_size=vocab_size, device=device)
@@ -83,6 +92,7 @@ class LogitsEdits:
             self._penalties,
             GrammarMasks(),
         )
+        self._thinking = ThinkingBudgets(thinking, max_num_seqs=max_num_seqs)
         self._index = np.zeros(max_num_seqs, dtype=np.int32)
 
     def fill(self, row: int, state: RowState) -> None:
@@ -90,6 +100,7 @@ class LogitsEdits:
         self._index[row] = state.index
         self._histories.fill(row, state)
         self._user.fill(row, state)
+        self._thinking.fill(row, state)
         for edit in self._builtin:
             edit.fill(row, state)
 
@@ -102,7 +113,8 @@ class LogitsEdits:
         """
         by_user = self._user.active(targets)
         active = [edit.active(targets) for edit in self._builtin]
-        samples = np.flatnonzero(np.logical_or.reduce([by_user, *active]))
+        is_forced = self._thinking.active(targets)
+        samples = np.flatnonzero(np.logical_or.reduce([by_user, *active, is_forced]))
         if not samples.size:
             return None
         edited = logits[torch.from_numpy(samples).to(logits.device)]
@@ -114,6 +126,10 @@ class LogitsEdits:
             places = np.flatnonzero(is_active[samples])
             if places.size:
                 edit.apply(edited, places, targets.take(samples[places]))
+        if is_forced.any():
+            places = np.flatnonzero(is_forced[samples])
+            unedited = logits[torch.from_numpy(samples[places]).to(logits.device)]
+            self._thinking.apply(edited, places, targets.take(samples[places]), unedited=unedited)
         return EditedRows(
             samples=samples,
             logits=edited,
@@ -128,3 +144,4 @@ class LogitsEdits:
         is_own = self._index[targets.rows] == targets.sample_index
         self._penalties.count(targets.rows[is_own], token_ids[is_own])
         self._histories.append(targets.rows[is_own], token_ids[is_own])
+        self._thinking.count(targets.rows[is_own], token_ids[is_own])

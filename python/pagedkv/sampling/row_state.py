@@ -55,4 +55,9 @@ class RowState:
 
 def needs_token_ids(params: SamplingParams) -> bool:
     """Whether the sampler reads the tokens of such a request."""
-    return bool(params.has_penalties or params.bad_words_token_ids or params.logits_processors)
+    return bool(
+        params.has_penalties
+        or params.bad_words_token_ids
+        or params.logits_processors
+        or params.thinking_token_budget is not None
+    )

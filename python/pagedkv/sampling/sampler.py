@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pagedkv.config import LogprobsMode
     from pagedkv.sampling.targets import SampleTargets
     from pagedkv.sampling_params import SamplingParams
+    from pagedkv.thinking_markers import ThinkingMarkers
 
 # Logits are worked on in runs of rows of at most this many numbers, which bounds the memory besides the logits.
 _MAX_CHUNK_ELEMENTS = 1 << 24
@@ -46,6 +47,7 @@ class Sampler:
         vocab_size: int,
         device: torch.device,
         logprobs_mode: LogprobsMode = "raw_logprobs",
+        thinking: ThinkingMarkers | None = None,
     ) -> None:
         """Reserves the arrays by row.
 
@@ -54,12 +56,15 @@ class Sampler:
             vocab_size: Columns of the logits.
             device: Where the logits are.
             logprobs_mode: What is reported.
+            thinking: What begins and ends thinking; None where no request has a budget of it.
         """
         self._choose = choose_on_cpu if device.type == "cpu" else choose_with_torch
         self._logprobs_mode: LogprobsMode = logprobs_mode
         self._chunk_rows = max(1, _MAX_CHUNK_ELEMENTS // vocab_size)
         self._parameters = SamplingRows(max_num_seqs=max_num_seqs, vocab_size=vocab_size)
-        self.edits = LogitsEdits(max_num_seqs=max_num_seqs, vocab_size=vocab_size, device=device)
+        self.edits = LogitsEdits(
+            max_num_seqs=max_num_seqs, vocab_size=vocab_size, device=device, thinking=thinking
+        )
 
     def fill_row(
         self,
