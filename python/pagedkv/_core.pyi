@@ -541,6 +541,7 @@ def sample_tokens(
 def best_tokens(
     numbers: npt.NDArray[np.float32],
     *,
+    as_logprobs: bool,
     token_ids: npt.NDArray[np.int32],
     values: npt.NDArray[np.float32],
 ) -> None:
@@ -548,6 +549,8 @@ def best_tokens(
 
     Args:
         numbers: [S, V], rows contiguous, without NaN.
+        as_logprobs: The numbers are logits, and the values their log-probabilities: NaN in a row that holds a NaN, plus
+            infinity or nothing finite.
         token_ids: [S, C], written.
         values: [S, C], written.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,11 +10,12 @@ import torch
 from pagedkv.attention.context import StepContext, step_context
 from pagedkv.models.head import LanguageModelHead
 from pagedkv.models.padding import padded_rows
+from pagedkv.models.torch_threads import max_rows_alone, one_torch_thread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import nn
+    from transformers import PreTrainedModel
 
     from pagedkv.attention.base import AttentionBackend, LayerSpec, StepInputs
     from pagedkv.prompt_logprobs import PromptReader
@@ -24,7 +26,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         *,
         layers: Mapping[int, LayerSpec],
         backend: AttentionBackend,
@@ -52,6 +54,7 @@ class ModelRunner:
         capacity = padded_rows(max_num_batched_tokens, row_multiple)
         self._input_ids = torch.zeros(1, capacity, dtype=torch.long, device=device)
         self._positions = torch.zeros(1, capacity, dtype=torch.long, device=device)
+        self._max_rows_alone = max_rows_alone(model) if device.type == "cpu" else 0
 
     @torch.inference_mode()
     def forward(self, step: StepInputs) -> torch.Tensor:
@@ -69,7 +72,8 @@ class ModelRunner:
             backend.copy_blocks(step.block_copies)
         num_samples = step.logits_indices.shape[0]
         input_ids, positions = self._padded_inputs(step)
-        with step_context(self._context):
+        is_small = step.num_tokens_padded <= self._max_rows_alone
+        with step_context(self._context), one_torch_thread() if is_small else nullcontext():
             output = self._model(
                 input_ids=input_ids,
                 position_ids=positions,

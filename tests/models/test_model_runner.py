@@ -9,6 +9,7 @@ from pagedkv.attention import StepInputs, create_backend
 from pagedkv.attention.context import StepContext, current_step, step_context
 from pagedkv.model_runner import ModelRunner
 from pagedkv.models import padded_rows, prepare_model
+from pagedkv.models.torch_threads import max_rows_alone
 
 CPU = torch.device("cpu")
 
@@ -104,6 +105,41 @@ def test_only_sampled_rows_reach_the_head_and_may_repeat(loaded):
 def test_a_step_that_samples_nothing_gives_no_logits(loaded):
     logits = runner_of(loaded, RecordingBackend()).forward(step_of(4, []))
     assert logits.shape == (0, VOCAB_SIZE)
+
+
+class ThreadNotingBackend(RecordingBackend):
+    def attend(self, layer, query, sinks):
+        self.calls.append(torch.get_num_threads())
+        return super().attend(layer, query, sinks)
+
+
+@pytest.fixture
+def _two_torch_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_two_torch_threads")
+def test_torch_has_one_thread_in_small_steps_and_its_own_in_large_ones_and_afterwards(
+    loaded, monkeypatch
+):
+    monkeypatch.setattr("pagedkv.models.torch_threads._MAX_NUMEL", 8 * 96)
+    assert max_rows_alone(loaded.model) == 8
+    seen = []
+    for num_tokens in (5, 9):
+        backend = ThreadNotingBackend()
+        runner_of(loaded, backend).forward(step_of(num_tokens, [0]))
+        seen.append({call for call in backend.calls if isinstance(call, int)})
+        assert torch.get_num_threads() == 2
+    assert seen == [{1}, {2}]
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "deepseek_v3"])
+def test_torch_keeps_its_threads_where_products_are_left_to_it(model_type):
+    loaded = prepare_model(tiny_model(model_type), folder=None, max_model_len=64)
+    assert max_rows_alone(loaded.model) == 0
 
 
 def test_a_failed_step_leaves_the_runner_usable(loaded):

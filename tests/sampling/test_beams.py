@@ -32,10 +32,10 @@ def test_candidates_are_the_most_likely_tokens_best_first(vocab_size, count):
     best = sampler.beam_candidates(logits.clone(), targets(range(5)), count)
     assert best.token_ids.dtype == np.int32
     assert best.logprobs.dtype == np.float32
-    for row, logprobs in enumerate(logits.log_softmax(dim=1).tolist()):
+    for row, logprobs in enumerate(logits.double().log_softmax(dim=1).tolist()):
         ids, numbers = plain_best(logprobs, count)
         assert best.token_ids[row].tolist() == ids
-        assert best.logprobs[row].tolist() == numbers
+        assert best.logprobs[row].tolist() == pytest.approx(numbers, rel=2e-7, abs=2e-7)
 
 
 def test_of_equal_candidates_the_lower_ids_come_first():

@@ -45,28 +45,33 @@ def beam_candidates(
         edits: What the rows' requests ask for.
         num_candidates: C, at most V.
     """
-    logprobs = logits.log_softmax(dim=1)
-    # A NaN, and an infinity, is then everywhere in its row.
+    token_ids, values = _best(logits, num_candidates, as_logprobs=True)
     failures = {
         int(sample): "the model's logits are not a number (NaN)"
-        for sample in np.flatnonzero(logprobs[:, 0].isnan().cpu().numpy())
+        for sample in np.flatnonzero(np.isnan(values[:, 0]))
     }
-    edited = edits.apply(logprobs, targets)
-    if edited is not None:
-        logprobs[torch.from_numpy(edited.samples).to(logprobs.device)] = edited.logits
+    if edits.is_any_active(targets):
+        edited = edits.apply(logits.log_softmax(dim=1), targets)
+        assert edited is not None, "an edit is active"
+        best = _best(edited.logits, num_candidates, as_logprobs=False)
+        token_ids[edited.samples], values[edited.samples] = best
         failures = edited.failures | failures
-    token_ids, values = best_tokens(logprobs, num_candidates)
     return BeamCandidates(token_ids=token_ids, logprobs=values, failures=failures)
 
 
-def best_tokens(
-    numbers: torch.Tensor, count: int
+def _best(
+    numbers: torch.Tensor, count: int, *, as_logprobs: bool
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Where the largest numbers of each row are, and the numbers [S, count], of equals the first ones."""
+    """Where the largest numbers of each row are, and the numbers [S, count], of equals the first ones.
+
+    With ``as_logprobs`` the numbers are logits and what is returned their log-probabilities, NaN in rows that have none.
+    """
     if numbers.device.type != "cpu":
-        values, ids = numbers.sort(dim=1, descending=True, stable=True)
-        return ids[:, :count].to(torch.int32).cpu().numpy(), values[:, :count].cpu().numpy()
+        if as_logprobs:
+            numbers = numbers.log_softmax(dim=1)
+        best, ids = numbers.sort(dim=1, descending=True, stable=True)
+        return ids[:, :count].to(torch.int32).cpu().numpy(), best[:, :count].cpu().numpy()
     token_ids = np.empty((numbers.shape[0], count), dtype=np.int32)
-    best = np.empty((numbers.shape[0], count), dtype=np.float32)
-    _core.best_tokens(numbers.numpy(), token_ids=token_ids, values=best)
-    return token_ids, best
+    values = np.empty((numbers.shape[0], count), dtype=np.float32)
+    _core.best_tokens(numbers.numpy(), as_logprobs=as_logprobs, token_ids=token_ids, values=values)
+    return token_ids, values

@@ -104,6 +104,11 @@ class LogitsEdits:
         for edit in self._builtin:
             edit.fill(row, state)
 
+    def is_any_active(self, targets: SampleTargets) -> bool:
+        """Whether `apply` has rows to edit."""
+        by_user, active, is_forced = self._active(targets)
+        return any(array.any() for array in (by_user, *active, is_forced))
+
     def apply(self, logits: torch.Tensor, targets: SampleTargets) -> EditedRows | None:
         """The edited copies of the rows that ask for it; None where no row does.
 
@@ -111,9 +116,7 @@ class LogitsEdits:
             logits: [S, V] float32, unchanged.
             targets: For whom.
         """
-        by_user = self._user.active(targets)
-        active = [edit.active(targets) for edit in self._builtin]
-        is_forced = self._thinking.active(targets)
+        by_user, active, is_forced = self._active(targets)
         samples = np.flatnonzero(np.logical_or.reduce([by_user, *active, is_forced]))
         if not samples.size:
             return None
@@ -135,6 +138,13 @@ class LogitsEdits:
             logits=edited,
             failures={int(samples[place]): error for place, error in failures.items()},
         )
+
+    def _active(
+        self, targets: SampleTargets
+    ) -> tuple[npt.NDArray[np.bool_], list[npt.NDArray[np.bool_]], npt.NDArray[np.bool_]]:
+        """[S] each, which samples user processors edit, each of the built-in edits, and the ends of thinking."""
+        active = [edit.active(targets) for edit in self._builtin]
+        return self._user.active(targets), active, self._thinking.active(targets)
 
     def count(self, targets: SampleTargets, token_ids: npt.NDArray[np.int32]) -> None:
         """Notes tokens that batches sampled, for edits that look at them.

@@ -74,11 +74,12 @@ pub(crate) fn sample_tokens<'py>(
         .map_err(value_error)
 }
 
-/// Writes the largest numbers of each row and where they are.
+/// Writes the largest numbers of each row, or their log-probabilities, and where they are.
 #[pyfunction]
-#[pyo3(signature = (numbers, *, token_ids, values))]
+#[pyo3(signature = (numbers, *, as_logprobs, token_ids, values))]
 pub(crate) fn best_tokens<'py>(
     numbers: Array<'_, 'py>,
+    as_logprobs: bool,
     token_ids: Array<'_, 'py>,
     values: Array<'_, 'py>,
 ) -> PyResult<()> {
@@ -89,7 +90,7 @@ pub(crate) fn best_tokens<'py>(
     let numbers = view("numbers", &numbers)?;
     let mut token_ids = view_mut("token_ids", &mut token_ids)?;
     let mut values = view_mut("values", &mut values)?;
-    py.detach(|| pagedkv_cpu::best_tokens(numbers, &mut token_ids, &mut values))
+    py.detach(|| pagedkv_cpu::best_tokens(numbers, as_logprobs, &mut token_ids, &mut values))
         .map_err(value_error)
 }
 

@@ -12,6 +12,7 @@ use crate::dispatch::dispatch;
 use crate::error::Error;
 use crate::isa::Isa;
 use crate::sample::best::{Selection, best};
+use crate::sample::reduce::LogSum;
 use crate::sample::row::{RowKernel, Scratch};
 use crate::simd::{Kernel, Simd};
 use crate::threads::for_each;
@@ -118,10 +119,14 @@ fn check(
 /// Writes the C largest numbers of each row of `numbers` `[S, V]`, best first, of equals the lower
 /// place first, into `values` `[S, C]` and their places into `token_ids` `[S, C]`. Rows hold no NaN.
 ///
+/// With `as_logprobs` the numbers are logits, and the values their log-probabilities; NaN for a row that
+/// has none, because it holds a NaN, plus infinity or nothing finite.
+///
 /// # Errors
 /// [`Error::Size`] for shapes that disagree, [`Error::TooSmall`] if C is more than V.
 pub fn best_tokens(
     numbers: View<'_, f32, 2>,
+    as_logprobs: bool,
     token_ids: &mut ViewMut<'_, i32, 2>,
     values: &mut ViewMut<'_, f32, 2>,
 ) -> Result<(), Error> {
@@ -144,19 +149,21 @@ pub fn best_tokens(
         return Ok(());
     }
     let (isa, token_ids, values) = (Isa::chosen()?, &*token_ids, &*values);
-    for_each(num_rows, num_rows * vocabulary, |index| {
+    let work = num_rows * vocabulary * if as_logprobs { WORK_PER_LOGIT } else { 1 };
+    for_each(num_rows, work, |index| {
         // SAFETY: each row is handed out once, so no other thread has it.
         let (token_ids, values) =
             unsafe { (token_ids.run_shared([index, 0]), values.run_shared([index, 0])) };
         SELECTION.with_borrow_mut(|selection| {
             let numbers = numbers.run([index, 0]);
-            dispatch(isa, BestKernel { numbers, token_ids, values, selection });
+            dispatch(isa, BestKernel { numbers, as_logprobs, token_ids, values, selection });
         });
     })
 }
 
 struct BestKernel<'a> {
     numbers: &'a [f32],
+    as_logprobs: bool,
     token_ids: &'a mut [i32],
     values: &'a mut [f32],
     selection: &'a mut Selection,
@@ -165,11 +172,19 @@ struct BestKernel<'a> {
 impl Kernel for BestKernel<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
+        // No closure: it would be compiled for another instruction set.
+        let log_sum = if self.as_logprobs { Some(LogSum::new::<S>(self.numbers)) } else { None };
+        if log_sum.is_some_and(|sum| sum.ln_sum.is_nan()) {
+            self.token_ids.fill(0);
+            self.values.fill(f32::NAN);
+            return;
+        }
         let best = best::<S>(self.numbers, self.values.len(), self.selection);
         for ((token, value), &(number, place)) in
             self.token_ids.iter_mut().zip(self.values).zip(best)
         {
-            (*token, *value) = (place as i32, number);
+            *token = place as i32;
+            *value = log_sum.map_or(number, |sum| sum.logprob(number));
         }
     }
 }

@@ -307,13 +307,37 @@ fn the_best_numbers_come_sorted_and_of_equals_the_first_ones() {
                 let view = View::contiguous("numbers", &numbers, [1, vocabulary]).unwrap();
                 let mut ids = ViewMut::contiguous("ids", &mut token_ids, [1, count]).unwrap();
                 let mut best = ViewMut::contiguous("values", &mut values, [1, count]).unwrap();
-                best_tokens(view, &mut ids, &mut best).unwrap();
+                best_tokens(view, false, &mut ids, &mut best).unwrap();
                 for ((token, value), expected) in token_ids.iter().zip(&values).zip(order) {
                     assert_eq!(*token, expected as i32, "{count} of {vocabulary}");
                     assert_eq!(value.to_bits(), numbers[expected].to_bits());
                 }
             }
         }
+    }
+}
+
+#[test]
+fn the_best_logits_come_with_their_log_probabilities_and_a_row_without_any_with_nan() {
+    for vocabulary in [1, 15, 1000, 30_000] {
+        let count = vocabulary.min(40);
+        let mut logits = normal(2 * vocabulary, 3);
+        let (first, second) = logits.split_at_mut(vocabulary);
+        second.copy_from_slice(first);
+        second[vocabulary / 2] = f32::NAN;
+        let (mut token_ids, mut values) = (vec![-7; 2 * count], vec![0.0; 2 * count]);
+        let view = View::contiguous("logits", &logits, [2, vocabulary]).unwrap();
+        let mut ids = ViewMut::contiguous("ids", &mut token_ids, [2, count]).unwrap();
+        let mut best = ViewMut::contiguous("values", &mut values, [2, count]).unwrap();
+        best_tokens(view, true, &mut ids, &mut best).unwrap();
+        let sum: f64 = logits[..vocabulary].iter().map(|logit| f64::from(*logit).exp()).sum();
+        for (token, value) in token_ids[..count].iter().zip(&values) {
+            let expected = f64::from(logits[*token as usize]) - sum.ln();
+            assert!((f64::from(*value) - expected).abs() < 2e-6, "{value} is not {expected}");
+        }
+        assert!(values[..count].is_sorted_by(|a, b| a >= b));
+        assert!(values[count..].iter().all(|value| value.is_nan()));
+        assert!(token_ids[count..].iter().all(|token| *token == 0));
     }
 }
 
@@ -340,5 +364,5 @@ fn shapes_and_rows_that_do_not_fit_are_refused() {
     let mut ids = ViewMut::contiguous("token_ids", &mut ids, [2, 11]).unwrap();
     let mut values = ViewMut::contiguous("values", &mut values, [2, 11]).unwrap();
     let logits = View::contiguous("numbers", &logits, [2, 10]).unwrap();
-    assert!(best_tokens(logits, &mut ids, &mut values).is_err());
+    assert!(best_tokens(logits, true, &mut ids, &mut values).is_err());
 }
