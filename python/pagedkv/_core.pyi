@@ -241,8 +241,25 @@ class GrammarCompiler:
     def choice(self, choices: Sequence[str]) -> Grammar:
         """Compiles a list of texts."""
 
-    def lark(self, grammar: str) -> Grammar:
-        """Compiles a grammar in Lark notation."""
+    def grammar(self, grammar: str) -> Grammar:
+        """Compiles a grammar in the notation of Lark or, where rules have "::=", of GBNF."""
+
+    def structural_tag(
+        self,
+        tag: str,
+        *,
+        any_whitespace: bool = True,
+        whitespace_pattern: str | None = None,
+        additional_properties: bool = True,
+    ) -> Grammar:
+        """Compiles text of any form between parts that have one.
+
+        Args:
+            tag: JSON text: structures and triggers, or a format.
+            any_whitespace: as for the schemas of `json_schema`, and so are the others.
+            whitespace_pattern: the same.
+            additional_properties: the same.
+        """
 
 def fill_masks(
     scheduler: Scheduler,

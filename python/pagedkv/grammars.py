@@ -89,8 +89,11 @@ class GrammarCache:
 
 def _compile(compiler: GrammarCompiler, constraint: Constraint) -> Grammar:
     match constraint.kind:
-        case "json":
-            return compiler.json_schema(
+        case "json" | "structural_tag":
+            compile_json = (
+                compiler.json_schema if constraint.kind == "json" else compiler.structural_tag
+            )
+            return compile_json(
                 constraint.texts[0],
                 any_whitespace=constraint.any_whitespace,
                 whitespace_pattern=constraint.whitespace_pattern,
@@ -101,4 +104,4 @@ def _compile(compiler: GrammarCompiler, constraint: Constraint) -> Grammar:
         case "choice":
             return compiler.choice(list(constraint.texts))
         case "grammar":
-            return compiler.lark(constraint.texts[0])
+            return compiler.grammar(constraint.texts[0])

@@ -12,7 +12,7 @@ from tidy.sources import ROOT
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["docs/decoding.md", "README.md"])
+@pytest.mark.parametrize("page", ["docs/decoding.md", "docs/structured_outputs.md", "README.md"])
 def test_a_page_read_from_top_to_bottom_prints_what_it_shows(page):
     blocks = BLOCK.findall((ROOT / page).read_text("utf-8"))
     assert sum(bool(shown) for _, shown in blocks) >= 2

@@ -30,6 +30,34 @@ HOSTILE = {
     "empty rule": ({"grammar": "start: a\na:\n"}, "empty text"),
     "endless": ({"grammar": "start: start"}, "can follow"),
     "never ends": ({"grammar": 'start: "a" start'}, None),
+    "gbnf": ({"grammar": "root ::= " + "(" * 30_000}, "nesting of the grammar"),
+    "gbnf doubling": (
+        {
+            "grammar": "root ::= r0\n"
+            + "".join(f"r{i} ::= r{i + 1} r{i + 1}\n" for i in range(40))
+            + 'r40 ::= "a"'
+        },
+        "too big",
+    ),
+    "gbnf counts": ({"grammar": 'root ::= (("a"{1,1000}){1,1000}){1,1000}'}, None),
+    "gbnf endless": ({"grammar": "root ::= root"}, "can follow"),
+    "tag": ({"structural_tag": '{"format":' * 30_000}, "nested more than"),
+    "tag schema": (
+        {"structural_tag": {"format": {"type": "json_schema", "json_schema": {"$ref": "#"}}}},
+        "can follow",
+    ),
+    "tag remote": (
+        {
+            "structural_tag": {
+                "format": {"type": "json_schema", "json_schema": {"$ref": "http://a.b/c"}}
+            }
+        },
+        "http",
+    ),
+    "tag text": (
+        {"structural_tag": {"format": {"type": "any_text", "excludes": ["ab" * 10_000]}}},
+        None,
+    ),
     "choices": ({"choice": ["a"] * 1_000_000}, "number of choices"),
     "duplicates": ({"choice": ["a"] * 1000}, None),
 }

@@ -199,7 +199,8 @@ def test_a_grammar_that_gets_stuck_ends_its_request_alone_with_a_message(llm):
         ({"regex": "(a"}, r"prompts\[1\]: structured_outputs.regex: unclosed group"),
         ({"json": {"type": "nothing"}}, r"prompts\[1\]: structured_outputs.json: .*nothing"),
         ({"json": {"$ref": "#"}}, r"prompts\[1\]: structured_outputs.json: no token .* can follow"),
-        ({"grammar": "root ::= 'a'"}, r"prompts\[1\]: structured_outputs.grammar: .*must be Lark"),
+        ({"grammar": "root ::= 'a'"}, r"structured_outputs.grammar: line 1 .* got '\\''"),
+        ({"structural_tag": "{"}, r"structured_outputs.structural_tag: .* is not JSON"),
     ],
 )
 def test_a_grammar_that_cannot_be_compiled_is_refused_before_anything_starts(

@@ -28,6 +28,18 @@ class Model:
         ({"choice": ["a", "b"]}, Constraint(kind="choice", texts=("a", "b"))),
         ({"grammar": "start: A"}, Constraint(kind="grammar", texts=("start: A",))),
         (
+            {"structural_tag": '{"format": 1}'},
+            Constraint(kind="structural_tag", texts=('{"format": 1}',)),
+        ),
+        (
+            {"structural_tag": {"schema": Model}, "disable_any_whitespace": True},
+            Constraint(
+                kind="structural_tag",
+                texts=('{"schema": {"type": "object", "title": "Model"}}',),
+                any_whitespace=False,
+            ),
+        ),
+        (
             {
                 "json": "{}",
                 "disable_any_whitespace": True,
@@ -62,7 +74,9 @@ def recursive():
     [
         ({}, ValueError, "takes exactly one of json, .*structural_tag, got none"),
         ({"json": "{}", "regex": "a"}, ValueError, "exactly one of .*, got json, regex"),
-        ({"structural_tag": "x"}, ValueError, "structural_tag='x' is not supported yet"),
+        ({"structural_tag": 3}, TypeError, "structural_tag must be a dict or its JSON text, got 3"),
+        ({"structural_tag": ""}, ValueError, "structural_tag is empty"),
+        ({"structural_tag": {"format": object()}}, ValueError, "that JSON can express"),
         ({"json": 3}, TypeError, "json must be a schema .* got 3"),
         ({"json": []}, TypeError, r"json must be a schema .* got \[\]"),
         ({"json": int}, TypeError, "pydantic model class, got <class 'int'>"),
@@ -81,7 +95,11 @@ def recursive():
         ({"grammar": b"x"}, TypeError, "grammar must be a str"),
         ({"json_object": 2}, TypeError, "json_object must be True or False, got 2"),
         ({"regex": "a", "disable_any_whitespace": 1}, TypeError, "disable_any_whitespace must be"),
-        ({"regex": "a", "whitespace_pattern": " "}, ValueError, "is for json and json_object"),
+        (
+            {"regex": "a", "whitespace_pattern": " "},
+            ValueError,
+            "is for json, json_object and structural_tag",
+        ),
         (
             {"json": "{}", "whitespace_pattern": " ", "disable_any_whitespace": True},
             ValueError,

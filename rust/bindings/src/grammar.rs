@@ -60,9 +60,23 @@ impl GrammarCompiler {
         self.compile(py, &GrammarSource::Choice(choices))
     }
 
-    /// Compiles a grammar in Lark notation.
-    fn lark(&self, py: Python<'_>, grammar: String) -> PyResult<Grammar> {
-        self.compile(py, &GrammarSource::Lark(grammar))
+    /// Compiles a grammar in the notation of Lark or GBNF.
+    fn grammar(&self, py: Python<'_>, grammar: String) -> PyResult<Grammar> {
+        self.compile(py, &GrammarSource::Grammar(grammar))
+    }
+
+    /// Compiles text of any form between parts that have one.
+    #[pyo3(signature = (tag, *, any_whitespace=true, whitespace_pattern=None, additional_properties=true))]
+    fn structural_tag(
+        &self,
+        py: Python<'_>,
+        tag: String,
+        any_whitespace: bool,
+        whitespace_pattern: Option<String>,
+        additional_properties: bool,
+    ) -> PyResult<Grammar> {
+        let options = JsonOptions { any_whitespace, whitespace_pattern, additional_properties };
+        self.compile(py, &GrammarSource::StructuralTag { tag, options })
     }
 
     fn __repr__(&self) -> String {

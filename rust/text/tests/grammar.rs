@@ -49,7 +49,7 @@ fn regex(pattern: &str) -> GrammarSource {
 }
 
 fn lark(text: &str) -> GrammarSource {
-    GrammarSource::Lark(text.to_owned())
+    GrammarSource::Grammar(text.to_owned())
 }
 
 fn choice(choices: &[&str]) -> GrammarSource {
@@ -328,7 +328,7 @@ fn what_cannot_be_compiled_says_why() {
         (regex(r"a\bb"), "look"),
         (choice(&[]), "empty"),
         (choice(&["a", ""]), "choice 1 is empty"),
-        (lark("root ::= \"a\""), "must be Lark"),
+        (lark("root ::= (\"a\""), "line 1 of the grammar: expected ')'"),
         (lark("start: <|eos|>"), "names a token"),
         (lark("start: \"\""), "empty text"),
         (lark("nothing: \"a\""), "start"),

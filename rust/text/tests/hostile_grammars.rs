@@ -48,7 +48,7 @@ fn regex(pattern: &str) -> GrammarSource {
 }
 
 fn lark(text: &str) -> GrammarSource {
-    GrammarSource::Lark(text.to_owned())
+    GrammarSource::Grammar(text.to_owned())
 }
 
 fn names(count: usize) -> Vec<String> {

@@ -85,6 +85,7 @@ impl GrammarCompiler {
     /// Whatever is wrong with the source; it takes too long; nothing satisfies it.
     pub fn compile(&self, source: &GrammarSource) -> Result<Grammar, GrammarError> {
         let grammar = source.to_grammar()?;
+        let is_translated = source.is_translated();
         let limit = self.limits.compile_time;
         let too_slow = || GrammarError::TooSlow { seconds: limit.as_secs() };
         let permit = self.permits.take(limit).ok_or_else(too_slow)?;
@@ -101,10 +102,16 @@ impl GrammarCompiler {
             .stack_size(STACK_BYTES)
             .spawn(move || compile(permit))
             .map_err(|error| GrammarError::Invalid(format!("no thread to compile on: {error}")))?;
-        receiver.recv_timeout(limit).map_err(|error| match error {
+        let result = receiver.recv_timeout(limit).map_err(|error| match error {
             RecvTimeoutError::Timeout => too_slow(),
             RecvTimeoutError::Disconnected => GrammarError::invalid("the compiler panicked"),
-        })?
+        })?;
+        result.map_err(|error| match error {
+            GrammarError::Invalid(reason) if is_translated => {
+                GrammarError::Invalid(in_our_words(without_place(&reason)))
+            }
+            error => error,
+        })
     }
 }
 
@@ -126,6 +133,15 @@ fn compile(
 /// Bounds for untrusted grammars: a mask takes at most about 20 ms, a lexer at most some 100 MB.
 fn parser_limits() -> ParserLimits {
     ParserLimits { max_lexer_states: 50_000, verbose_errors: false, ..ParserLimits::default() }
+}
+
+/// A reason without the place in the Lark that was compiled.
+fn without_place(reason: &str) -> &str {
+    let rest = match reason.strip_prefix("at ").and_then(|rest| rest.split_once("): ")) {
+        Some((place, rest)) if place.starts_with(|first: char| first.is_ascii_digit()) => rest,
+        _ => reason,
+    };
+    rest.strip_prefix("failed to compile JSON schema: ").unwrap_or(rest)
 }
 
 /// Replaces advice that only a caller of llguidance could follow.

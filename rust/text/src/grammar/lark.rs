@@ -1,8 +1,8 @@
-//! Lark grammars: what is checked before llguidance reads them.
+//! Grammars of requests: what is checked before llguidance reads them. GBNF is translated.
 
 use llguidance::api::TopLevelGrammar;
 
-use super::{GrammarError, check};
+use super::{GrammarError, check, gbnf, writer};
 
 const MAX_BYTES: usize = 1 << 18;
 const MAX_NESTING: usize = 64;
@@ -13,9 +13,7 @@ pub(super) fn to_grammar(text: &str) -> Result<TopLevelGrammar, GrammarError> {
     check("bytes of the grammar", text.len(), MAX_BYTES)?;
     let shape = Shape::measure(text);
     if shape.has_gbnf_rule {
-        return Err(GrammarError::invalid(
-            "the grammar must be Lark (start: \"a\" | \"b\"), got '::=' of another notation",
-        ));
+        return writer::to_grammar(&gbnf::to_rules(text)?);
     }
     if shape.has_token_name {
         return Err(GrammarError::invalid(
@@ -25,6 +23,11 @@ pub(super) fn to_grammar(text: &str) -> Result<TopLevelGrammar, GrammarError> {
     check("nesting of the grammar", shape.nesting, MAX_NESTING)?;
     check("rules of the grammar", shape.num_rules, MAX_RULES)?;
     Ok(TopLevelGrammar::from_lark(text.to_owned()))
+}
+
+/// Whether a text is GBNF rather than Lark.
+pub(super) fn is_gbnf(text: &str) -> bool {
+    Shape::measure(text).has_gbnf_rule
 }
 
 /// What a grammar is made of, outside its strings, regexes and comments.

@@ -5,13 +5,20 @@
 //! takes the one that did. Parsing and masks are llguidance's; limits and the isolation of requests are ours.
 
 mod compiler;
+mod expression;
+mod fields;
+mod gbnf;
 mod lark;
+mod layout;
 mod matcher;
 mod permits;
 mod schema;
 mod source;
+mod tag;
 mod text;
+mod triggers;
 mod vocabulary;
+mod writer;
 
 pub use compiler::{GrammarCompiler, GrammarLimits};
 pub use matcher::{Grammar, GrammarMatcher};

@@ -30,14 +30,24 @@ pub(super) fn to_grammar(
     text: &str,
     options: &JsonOptions,
 ) -> Result<TopLevelGrammar, GrammarError> {
+    let schema = parsed("schema", text, MAX_NESTING)?;
+    Ok(TopLevelGrammar::from_json_schema(prepared(schema, options)?))
+}
+
+/// The JSON of a text. What is nested too deep for the parser, or for the stack, is refused.
+pub(super) fn parsed(what: &str, text: &str, max_nesting: usize) -> Result<Value, GrammarError> {
     check("bytes of the schema", text.len(), MAX_BYTES)?;
-    let mut schema: Value = serde_json::from_str(text).map_err(|error| {
-        if error.to_string().starts_with("recursion limit") {
-            GrammarError::Invalid(format!("the schema is nested more than {MAX_NESTING} deep"))
+    serde_json::from_str(text).map_err(|error| {
+        GrammarError::Invalid(if error.to_string().starts_with("recursion limit") {
+            format!("the {what} is nested more than {max_nesting} deep")
         } else {
-            GrammarError::Invalid(format!("the schema is not JSON: {error}"))
-        }
-    })?;
+            format!("the {what} is not JSON: {error}")
+        })
+    })
+}
+
+/// A schema as llguidance reads it, with the options in it.
+pub(super) fn prepared(mut schema: Value, options: &JsonOptions) -> Result<Value, GrammarError> {
     let mut references = HashSet::new();
     let nesting = measure(&schema, &mut references);
     check("nesting of the schema", nesting, MAX_NESTING)?;
@@ -61,7 +71,7 @@ pub(super) fn to_grammar(
         ..JsonCompileOptions::default()
     };
     compile_options.apply_to(&mut schema);
-    Ok(TopLevelGrammar::from_json_schema(schema))
+    Ok(schema)
 }
 
 /// How deep objects and arrays are nested; collects what is referred to. The parser has bounded the depth.

@@ -3,7 +3,7 @@
 use llguidance::api::TopLevelGrammar;
 use llguidance::regex_to_lark;
 
-use super::{GrammarError, check, lark, schema};
+use super::{GrammarError, check, lark, schema, tag};
 
 const MAX_REGEX_BYTES: usize = 1 << 15;
 const MAX_CHOICES: usize = 1 << 16;
@@ -23,8 +23,15 @@ pub enum GrammarSource {
     Regex(String),
     /// One of these texts.
     Choice(Vec<String>),
-    /// A context-free grammar in llguidance's variant of Lark.
-    Lark(String),
+    /// A context-free grammar, in llguidance's variant of Lark or in GBNF.
+    Grammar(String),
+    /// Text of any form between parts that have one.
+    StructuralTag {
+        /// The parts, as JSON text.
+        tag: String,
+        /// How its schemas are read.
+        options: JsonOptions,
+    },
 }
 
 /// How a JSON schema is read.
@@ -43,17 +50,30 @@ impl GrammarSource {
     pub(super) fn to_grammar(&self) -> Result<TopLevelGrammar, GrammarError> {
         match self {
             Self::JsonSchema { schema, options } => schema::to_grammar(schema, options),
-            Self::Regex(pattern) => {
-                check("bytes of the regular expression", pattern.len(), MAX_REGEX_BYTES)?;
-                if pattern.is_empty() {
-                    return Err(GrammarError::invalid("the regular expression is empty"));
-                }
-                Ok(TopLevelGrammar::from_regex(pattern))
-            }
+            Self::Regex(pattern) => Ok(TopLevelGrammar::from_regex(checked_pattern(pattern)?)),
             Self::Choice(choices) => choice_grammar(choices),
-            Self::Lark(text) => lark::to_grammar(text),
+            Self::Grammar(text) => lark::to_grammar(text),
+            Self::StructuralTag { tag, options } => tag::to_grammar(tag, options),
         }
     }
+
+    /// Whether the Lark that is compiled was written here, so that its lines mean nothing to a request.
+    pub(super) fn is_translated(&self) -> bool {
+        match self {
+            Self::StructuralTag { .. } => true,
+            Self::Grammar(text) => lark::is_gbnf(text),
+            Self::JsonSchema { .. } | Self::Regex(_) | Self::Choice(_) => false,
+        }
+    }
+}
+
+/// A regular expression of a length that is compiled.
+pub(super) fn checked_pattern(pattern: &str) -> Result<&str, GrammarError> {
+    check("bytes of the regular expression", pattern.len(), MAX_REGEX_BYTES)?;
+    if pattern.is_empty() {
+        return Err(GrammarError::invalid("the regular expression is empty"));
+    }
+    Ok(pattern)
 }
 
 fn choice_grammar(choices: &[String]) -> Result<TopLevelGrammar, GrammarError> {
