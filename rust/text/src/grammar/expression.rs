@@ -115,6 +115,19 @@ impl Expression {
         }
     }
 
+    /// Whether some text satisfies it, where it is known of which rules that is so.
+    fn has_end(&self, rules: &[bool]) -> bool {
+        match self {
+            Self::Sequence(elements) => elements.iter().all(|element| element.has_end(rules)),
+            Self::Either(elements) => elements.iter().any(|element| element.has_end(rules)),
+            Self::Repeat { what, min, .. } => *min == 0 || what.has_end(rules),
+            Self::Rule(rule) => rules[*rule],
+            Self::Text(_) | Self::Class(_) | Self::Pattern(_) | Self::Free(_) | Self::Json(_) => {
+                true
+            }
+        }
+    }
+
     /// Calls `visit` for each rule and each schema in it.
     pub(super) fn visit_leaves(&self, visit: &mut impl FnMut(Leaf)) {
         match self {
@@ -141,6 +154,22 @@ pub(super) enum Leaf {
 }
 
 impl Rules {
+    /// A rule that every choice leads back to itself, so that no text satisfies it.
+    pub(super) fn endless(&self) -> Option<usize> {
+        let mut has_end = vec![false; self.rules.len()];
+        let mut has_changed = true;
+        while has_changed {
+            has_changed = false;
+            for (i, rule) in self.rules.iter().enumerate() {
+                if !has_end[i] && rule.has_end(&has_end) {
+                    has_end[i] = true;
+                    has_changed = true;
+                }
+            }
+        }
+        has_end.iter().position(|has_end| !has_end)
+    }
+
     /// Which rules are regular: those that lead neither to themselves nor to a schema.
     pub(super) fn regular(&self) -> Vec<bool> {
         let mut is_regular = vec![false; self.rules.len()];
@@ -203,5 +232,15 @@ mod tests {
         ];
         let regular = Rules { rules, start: 0 }.regular();
         assert_eq!(regular, [false, true, false, false, false, true]);
+    }
+
+    #[test]
+    fn a_rule_without_an_end_is_found() {
+        let itself = |rule| Expression::Sequence(vec![text("a"), Expression::Rule(rule)]);
+        let endless = |rules| Rules { rules, start: 0 }.endless();
+        assert_eq!(endless(vec![text("a"), itself(2), itself(1)]), Some(1));
+        assert_eq!(endless(vec![Expression::Either(vec![itself(0), text("")])]), None);
+        assert_eq!(endless(vec![itself(0).repeated(0, None)]), None);
+        assert_eq!(endless(vec![itself(0).repeated(1, None)]), Some(0));
     }
 }

@@ -1,7 +1,7 @@
 //! Which parts of a grammar become lexemes, which llguidance matches by automata, and which become rules.
 //!
-//! A lexeme takes as many characters as it can, and never gives one back. Larger lexemes are faster and, because
-//! the choice is made inside an automaton, exact; so whatever is regular is put together.
+//! A lexeme takes as many characters as it can, and never gives one back. Larger lexemes are faster, and inside of
+//! one nothing is lost; so whatever is regular is put together, and then divided where that loses a text.
 
 use super::expression::{Expression, Rules};
 
@@ -93,7 +93,8 @@ impl Layout {
         }
     }
 
-    fn lexeme(&mut self, expression: Expression) -> Node {
+    /// A lexeme of its own.
+    pub(super) fn lexeme(&mut self, expression: Expression) -> Node {
         self.lexemes.push(expression.flattened());
         Node::Lexeme(self.lexemes.len() - 1)
     }

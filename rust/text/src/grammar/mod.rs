@@ -4,7 +4,9 @@
 //! [`GrammarMatcher`] is the place that one sequence has reached in it: it says which tokens may follow and
 //! takes the one that did. Parsing and masks are llguidance's; limits and the isolation of requests are ours.
 
+mod automaton;
 mod compiler;
+mod exact;
 mod expression;
 mod fields;
 mod gbnf;

@@ -8,7 +8,7 @@ use llguidance::regex_to_lark;
 
 use super::expression::{Class, Expression, FreeText, Rules};
 use super::layout::{Layout, Node};
-use super::{GrammarError, check};
+use super::{GrammarError, check, exact};
 
 /// Definitions are compiled inside one another, so that their number bounds the stack.
 const MAX_DEFINITIONS: usize = 4096;
@@ -18,7 +18,8 @@ pub(super) fn to_grammar(rules: &Rules) -> Result<TopLevelGrammar, GrammarError>
 }
 
 fn to_lark(rules: &Rules) -> Result<String, GrammarError> {
-    let layout = Layout::new(rules);
+    let mut layout = Layout::new(rules);
+    exact::divide(&mut layout, rules);
     let mut writer = Writer { lark: format!("start: r{}\n", rules.start), ..Writer::default() };
     for (i, is_regular) in rules.regular().into_iter().enumerate() {
         if is_regular {

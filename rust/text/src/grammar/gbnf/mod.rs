@@ -11,6 +11,8 @@ use super::{GrammarError, check};
 
 const MAX_BYTES: usize = 1 << 18;
 const MAX_NESTING: usize = 64;
+/// Repetitions of one element, which nest too.
+const MAX_OPERATORS: usize = 4;
 const MAX_RULES: usize = 4096;
 /// The rule that the whole text follows.
 const START: &str = "root";
@@ -67,14 +69,22 @@ impl Names {
             let message = "the grammar defines no rule root, which is where it starts";
             return Err(GrammarError::invalid(message));
         };
-        let mut rules = Vec::with_capacity(self.rules.len());
+        let mut places = Vec::with_capacity(self.rules.len());
+        let mut rules = Rules { rules: Vec::with_capacity(self.rules.len()), start };
         for NamedRule { name, line, definition } in self.rules {
-            let Some((_, expression)) = definition else {
+            let Some((defined, expression)) = definition else {
                 return invalid(line, &format!("rule {name} is defined nowhere"));
             };
-            rules.push(expression.flattened());
+            rules.rules.push(expression.flattened());
+            places.push((defined, name));
         }
-        Ok(Rules { rules, start })
+        if let Some(endless) = rules.endless() {
+            let (line, name) = &places[endless];
+            let problem =
+                format!("rule {name} has no end; add a choice that does not lead to itself");
+            return invalid(*line, &problem);
+        }
+        Ok(rules)
     }
 }
 
@@ -190,7 +200,7 @@ impl Parser {
     /// The element with what says how often it may stand there.
     fn repeated(&mut self, mut element: Expression) -> Result<Expression, GrammarError> {
         for num_operators in 0.. {
-            check("operators of one element", num_operators, MAX_NESTING)?;
+            check("operators of one element", num_operators, MAX_OPERATORS)?;
             self.skip_between();
             let (min, max) = match self.peek() {
                 Some('*') => (0, None),

@@ -108,6 +108,10 @@ fn a_mistake_is_named_with_its_line() {
             "root ::= <think> .",
             "line 1 of the grammar: expected text; tokens cannot be named, got '<'",
         ),
+        (
+            "root ::= \"a\" | b\nb ::= \"c\" b",
+            "line 2 of the grammar: rule b has no end; add a choice that does not lead to itself",
+        ),
         ("\n= ::= \"a\"", "line 2 of the grammar: expected the name of a rule, got '='"),
     ] {
         let error = to_rules(grammar).unwrap_err();
@@ -122,8 +126,8 @@ fn what_is_too_deep_or_too_much_is_refused() {
     let rules: Vec<String> = (0..5000).map(|i| format!("r{i} ::= \"a\"")).collect();
     for (grammar, what) in [
         (format!("root ::= {}\"a\"", "(".repeat(65)), "nesting of the grammar"),
-        (format!("root ::= \"a\"{}", "*".repeat(65)), "operators of one element"),
-        (format!("root ::= \"a\"{}", "{1}".repeat(65)), "operators of one element"),
+        (format!("root ::= \"a\"{}", "*".repeat(5)), "operators of one element"),
+        (format!("root ::= \"a\"{}", "{1}".repeat(5)), "operators of one element"),
         (format!("root ::= \"{}\"", "a".repeat(1 << 18)), "bytes of the grammar"),
         (rules.join("\n"), "rules"),
     ] {
