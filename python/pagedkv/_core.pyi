@@ -36,6 +36,7 @@ __all__ = [
     "num_threads",
     "paged_attention",
     "rms_norm",
+    "rotate",
     "sample_tokens",
     "set_cpu_isa",
     "set_num_threads",
@@ -464,6 +465,31 @@ def rms_norm(
         weight_offset: Added to every weight.
         rounds_twice: Round to ``dtype`` before the weight is applied, as well as after.
         dtype: Format of all; computed in float32.
+
+    Raises:
+        TypeError: an array of another dtype.
+        ValueError: shapes that do not fit; nothing is written.
+        RuntimeError: another call is writing one of the arrays.
+    """
+
+def rotate(
+    heads: _Stored,
+    cos: _Stored,
+    sin: _Stored,
+    output: _Stored,
+    *,
+    dtype: _DType,
+) -> None:
+    """Rotary position embedding (arXiv 2104.09864), number i of a head together with number i + D / 2.
+
+    Each product and the sum are rounded to ``dtype``, as when torch computes one after the other.
+
+    Args:
+        heads: [T, H, D], rows contiguous, D even.
+        cos: [T, D].
+        sin: [T, D].
+        output: [T, H, D], written.
+        dtype: Format of all.
 
     Raises:
         TypeError: an array of another dtype.

@@ -75,7 +75,8 @@ class EngineConfig:
         attention_backend: "auto", "cpu" or "torch".
         num_threads: threads of the model's work on a CPU, torch's and the kernels'; None for as many as torch takes, which is
             OMP_NUM_THREADS or the physical cores.
-        cpu_kernels: on a CPU, compute linear layers, norms and activations in kernels of pagedkv; False leaves them to torch.
+        cpu_kernels: on a CPU, compute linear layers, norms, rotary embeddings and activations in kernels of pagedkv; False
+            leaves them to torch.
         trust_remote_code: run Python code that the model brings.
         fuse_projections: run projections of the same tensor, such as query, key and value, as one matrix product; "auto"
             for those that gain by it and give the same bits.

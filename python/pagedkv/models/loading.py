@@ -100,7 +100,7 @@ def load_model(
         trust_remote_code: Run Python code that the model brings.
         fuse_projections: As for `prepare_model`.
         latent_kv_cache: As for `prepare_model`.
-        cpu_kernels: On a CPU, compute linear layers, norms and activations in kernels of pagedkv.
+        cpu_kernels: On a CPU, compute linear layers, norms, rotary embeddings and activations in kernels of pagedkv.
 
     Raises:
         ModelLoadError: Files are missing, damaged or of a kind that is not loaded.
@@ -145,7 +145,7 @@ def prepare_model(
         fuse_projections: Run projections of the same tensor as one product: all, none, or ``auto`` for those that gain
             by it and give the same bits.
         latent_kv_cache: Cache the latents of latent attention rather than the keys and values expanded from them.
-        cpu_kernels: On a CPU, compute linear layers, norms and activations in kernels of pagedkv.
+        cpu_kernels: On a CPU, compute linear layers, norms, rotary embeddings and activations in kernels of pagedkv.
 
     Raises:
         UnsupportedModelError: The model keeps state or attends in a way that cannot be vouched for.

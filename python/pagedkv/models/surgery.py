@@ -15,13 +15,16 @@ from pagedkv.models.activation import KernelActivation, activation_kernel
 from pagedkv.models.norm import KernelRmsNorm, norm_kernel
 from pagedkv.models.packed_weight import Packed
 from pagedkv.models.packing import pack_weights, unpack_weights
+from pagedkv.models.rotary import has_rotary_forward, rotary_forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pagedkv.models.rotary import KernelRotary, Rotation
+
 
 def use_kernels(model: nn.Module) -> int:
-    """Has linear layers, root-mean-square norms and activations of ``model`` computed by kernels, in place.
+    """Has linear layers, root-mean-square norms, activations and rotary embeddings of ``model`` computed by kernels, in place.
 
     What no kernel computes stays as it is; names and shapes of parameters stay those that they were.
 
@@ -29,7 +32,10 @@ def use_kernels(model: nn.Module) -> int:
         How many modules and weights were exchanged.
     """
     return (
-        exchange_children(model, activation_kernel) + _exchange_norms(model) + pack_weights(model)
+        exchange_children(model, activation_kernel)
+        + _exchange_norms(model)
+        + _exchange_rotations(model)
+        + pack_weights(model)
     )
 
 
@@ -37,7 +43,7 @@ def use_torch(model: nn.Module) -> int:
     """Undoes `use_kernels`; returns how many modules and weights were put back."""
     num_restored = unpack_weights(model)
     for module in model.modules():
-        if isinstance(vars(module).get("forward"), KernelRmsNorm):
+        if isinstance(vars(module).get("forward"), KernelRmsNorm) or has_rotary_forward(module):
             del module.forward
             num_restored += 1
     for parent in list(model.modules()):
@@ -74,6 +80,17 @@ def exchange_children(model: nn.Module, stand_in: Callable[[nn.Module], nn.Modul
             if replacement is not None:
                 setattr(parent, name, replacement)
                 num_exchanged += 1
+    return num_exchanged
+
+
+def _exchange_rotations(model: nn.Module) -> int:
+    kernels: dict[Rotation, KernelRotary | None] = {}
+    num_exchanged = 0
+    for module in model.modules():
+        forward = rotary_forward(module, kernels)
+        if forward is not None:
+            module.forward = forward
+            num_exchanged += 1
     return num_exchanged
 
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from pagedkv.models.packed_weight import Packed
+from pagedkv.models.surgery import multiplies_in_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,17 +26,12 @@ _MAX_NUMEL = 1 << 18
 
 def max_rows_alone(model: PreTrainedModel) -> int:
     """The most rows of a forward pass in which one thread of torch does as well as several; 0 if it has products."""
-    looked_up = {
-        id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
-    }
-    matrices = [
-        weight for weight in model.parameters() if weight.ndim > 1 and id(weight) not in looked_up
-    ]
-    if not all(isinstance(weight, Packed) for weight in matrices):
+    if not multiplies_in_kernels(model):
         return 0
     # What comes out of the head goes to the sampler as it is.
     head = getattr(model.get_output_embeddings(), "weight", None)
-    widths = [max(weight.shape[-2:]) for weight in matrices if weight is not head]
+    packed = [weight for weight in model.parameters() if isinstance(weight, Packed)]
+    widths = [max(weight.shape[-2:]) for weight in packed if weight is not head]
     return _MAX_NUMEL // max(widths, default=_MAX_NUMEL)
 
 

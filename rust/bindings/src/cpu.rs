@@ -275,6 +275,34 @@ fn normalise<E: Stored>(
     py.detach(|| pagedkv_cpu::rms_norm(norm, numbers, weight, &mut output)).map_err(value_error)
 }
 
+/// Rotary position embedding of each head's halves.
+#[pyfunction]
+#[pyo3(signature = (heads, cos, sin, output, *, dtype))]
+pub(crate) fn rotate<'py>(
+    heads: Array<'_, 'py>,
+    cos: Array<'_, 'py>,
+    sin: Array<'_, 'py>,
+    output: Array<'_, 'py>,
+    dtype: &str,
+) -> PyResult<()> {
+    for_dtype!(dtype, rotate_heads(heads, [cos, sin], output))
+}
+
+fn rotate_heads<E: Stored>(
+    heads: Array<'_, '_>,
+    [cos, sin]: [Array<'_, '_>; 2],
+    output: Array<'_, '_>,
+) -> PyResult<()> {
+    let py = heads.py();
+    let heads = borrow::<E::Carrier>("heads", heads)?;
+    let [cos, sin] = [borrow::<E::Carrier>("cos", cos)?, borrow::<E::Carrier>("sin", sin)?];
+    let mut output = borrow_mut::<E::Carrier>("output", output)?;
+    let heads = view::<_, E, 3>("heads", &heads)?;
+    let [cos, sin] = [view::<_, E, 2>("cos", &cos)?, view::<_, E, 2>("sin", &sin)?];
+    let mut output = view_mut::<_, E, 3>("output", &mut output)?;
+    py.detach(|| pagedkv_cpu::rotate(heads, cos, sin, &mut output)).map_err(value_error)
+}
+
 /// `x / (1 + e^-x)` of each number.
 #[pyfunction]
 #[pyo3(signature = (numbers, output, *, dtype))]

@@ -29,7 +29,7 @@ mod _core {
     #[pymodule_export]
     use crate::cpu::{
         copy_blocks, cpu_isa, gelu, gelu_tanh, kv_write, linear, num_threads, paged_attention,
-        rms_norm, set_cpu_isa, set_num_threads, silu,
+        rms_norm, rotate, set_cpu_isa, set_num_threads, silu,
     };
     #[pymodule_export]
     use crate::grammar::{Grammar, GrammarCompiler, apply_masks, fill_masks};

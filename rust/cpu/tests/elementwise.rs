@@ -1,7 +1,8 @@
 //! Activations and noise: each number has the same bits wherever it stands, in whatever company.
 
 use pagedkv_cpu::{
-    Activation, NoiseRow, View, ViewMut, activate, bf16, f16, gumbel_noise, philox4x32_10,
+    Activation, NoiseRow, View, ViewMut, activate, bf16, f16, gumbel_noise, philox4x32_10, rotate,
+    row_major,
 };
 
 const ACTIVATIONS: [Activation; 3] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh];
@@ -56,6 +57,42 @@ fn narrow_formats_are_the_f32_result_rounded_once() {
 }
 
 #[test]
+fn heads_are_rotated_in_the_roundings_of_one_operation_after_the_other() {
+    for dim in [2, 24, 64, 80, 256] {
+        let [num_tokens, num_heads] = [3, 2];
+        let shape = [num_tokens, num_heads, dim];
+        // Heads as a model passes them: with those of another token in between.
+        let strides = [row_major(shape)[0] + 16, dim, 1];
+        let numbers: Vec<bf16> =
+            numbers(num_tokens * strides[0]).into_iter().map(bf16::from_f32).collect();
+        let angles: Vec<f32> = (0..num_tokens * dim).map(|index| (index as f32).sin()).collect();
+        let cos: Vec<bf16> = angles.iter().map(|angle| bf16::from_f32(angle.cos())).collect();
+        let sin: Vec<bf16> = angles.iter().map(|angle| bf16::from_f32(angle.sin())).collect();
+        let mut output = vec![bf16::NAN; shape.iter().product()];
+        let [cos_view, sin_view] =
+            [&cos, &sin].map(|table| View::contiguous("table", table, [num_tokens, dim]).unwrap());
+        rotate(
+            View::new("heads", &numbers, shape, strides).unwrap(),
+            cos_view,
+            sin_view,
+            &mut ViewMut::contiguous("output", &mut output, shape).unwrap(),
+        )
+        .unwrap();
+        let product = |a: bf16, b: bf16| bf16::from_f32(a.to_f32() * b.to_f32()).to_f32();
+        for (index, got) in output.iter().enumerate() {
+            let (token, head, i) =
+                (index / (num_heads * dim), index / dim % num_heads, index % dim);
+            let number = |i: usize| numbers[token * strides[0] + head * dim + i];
+            let half = dim / 2;
+            let other = if i < half { -number(i + half) } else { number(i - half) };
+            let at = token * dim + i;
+            let expected = product(number(i), cos[at]) + product(other, sin[at]);
+            assert_eq!(got.to_bits(), bf16::from_f32(expected).to_bits(), "{i} of {dim}");
+        }
+    }
+}
+
+#[test]
 fn shapes_that_differ_are_refused() {
     let input = numbers(6);
     let mut output = [0.0; 6];
@@ -63,6 +100,12 @@ fn shapes_that_differ_are_refused() {
     let mut output = ViewMut::contiguous("output", &mut output, [3, 2]).unwrap();
     assert!(activate(Activation::Silu, input, &mut output).is_err());
     assert!(gumbel_noise(&[], &mut output).is_err());
+    let (table, mut output) = (numbers(9), [0.0; 9]);
+    let heads = View::contiguous("heads", &table, [3, 1, 3]).unwrap();
+    let table = View::contiguous("table", &table, [3, 3]).unwrap();
+    let mut output = ViewMut::contiguous("output", &mut output, [3, 1, 3]).unwrap();
+    let refusal = rotate(heads, table, table, &mut output).unwrap_err().to_string();
+    assert_eq!(refusal, "heads has size 3 in dimension 2, expected 4");
 }
 
 #[test]
