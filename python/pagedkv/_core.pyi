@@ -433,10 +433,10 @@ def linear(
     """``numbers`` times the transpose of ``weight``, plus ``bias``; a row's bits do not depend on the other rows.
 
     Args:
-        numbers: [rows, inputs], rows contiguous.
+        numbers: [..., inputs], rows contiguous and in equal steps.
         weight: [outputs / 16 rounded up, inputs * 16], rows contiguous: of each input the weights of sixteen outputs.
         bias: [outputs], or None.
-        output: [rows, outputs], written.
+        output: [..., outputs], written.
         dtype: Format of all; summed in float32.
 
     Raises:
@@ -458,9 +458,9 @@ def rms_norm(
     """Each row divided by its root mean square, times a weight (arXiv 1910.07467).
 
     Args:
-        numbers: [rows, columns], rows contiguous.
+        numbers: [..., columns], rows contiguous and in equal steps.
         weight: [columns].
-        output: [rows, columns], written.
+        output: [..., columns], written.
         epsilon: Added to the mean of the squares.
         weight_offset: Added to every weight.
         rounds_twice: Round to ``dtype`` before the weight is applied, as well as after.
@@ -501,7 +501,7 @@ def silu(numbers: _Stored, output: _Stored, *, dtype: _DType) -> None:
     """``x / (1 + e^-x)`` of each number, whatever the number of rows.
 
     Args:
-        numbers: [rows, columns], rows contiguous.
+        numbers: [..., columns], rows contiguous and in equal steps.
         output: The same shape, written.
         dtype: Format of both; computed in float32.
     """

@@ -38,6 +38,11 @@ def shared_array(tensor: torch.Tensor) -> SharedArray:
 
 
 def as_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """[rows, columns] of a tensor of any shape, rows contiguous; a copy only where the strides leave no other way."""
+    """The tensor as a kernel takes it: in any shape if it is contiguous, else [rows, columns] with contiguous rows.
+
+    Copied only where the strides leave no other way.
+    """
+    if tensor.is_contiguous():
+        return tensor
     rows = tensor.reshape(-1, tensor.shape[-1])
     return rows if rows.stride(1) == 1 else rows.contiguous()

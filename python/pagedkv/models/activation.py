@@ -18,7 +18,7 @@ from pagedkv.arrays import as_rows, kernel_dtype, shared_array
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    # (input, output, dtype=name): [rows, columns] of equal shape; 16-bit floats travel as int16.
+    # (input, output, dtype=name): [..., columns] of equal shape; 16-bit floats travel as int16.
     Kernel = Callable[..., None]
 
 # Class of an activation module, of torch or transformers, -> kernel that computes the same function.
@@ -49,11 +49,10 @@ class KernelActivation(nn.Module):
             return result
         if hidden_states.numel() == 0:
             return torch.empty_like(hidden_states)
+        output = torch.empty(hidden_states.shape, dtype=hidden_states.dtype)
         # Rows may be strided, as the halves of one projection are.
-        rows = as_rows(hidden_states)
-        output = torch.empty(rows.shape, dtype=rows.dtype)
-        self._kernel(shared_array(rows), shared_array(output), dtype=dtype)
-        return output.view(hidden_states.shape)
+        self._kernel(shared_array(as_rows(hidden_states)), shared_array(output), dtype=dtype)
+        return output
 
 
 def activation_kernel(module: nn.Module) -> KernelActivation | None:

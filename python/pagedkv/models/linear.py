@@ -40,13 +40,12 @@ def linear(
         or hidden_states.shape[-1] != weight.num_inputs
     ):
         return functional.linear(hidden_states, weight.unpacked(), bias)
-    rows = as_rows(hidden_states)
-    output = rows.new_empty((rows.shape[0], weight.num_outputs))
+    output = hidden_states.new_empty((*hidden_states.shape[:-1], weight.num_outputs))
     _core.linear(
-        shared_array(rows),
+        shared_array(as_rows(hidden_states)),
         weight.array,
         None if bias is None else shared_array(bias),
         shared_array(output),
         dtype=dtype,
     )
-    return output.view(*hidden_states.shape[:-1], weight.num_outputs)
+    return output

@@ -59,10 +59,9 @@ class KernelRmsNorm:
         if dtype is None or weight.dtype != hidden_states.dtype or not hidden_states.numel():
             result: torch.Tensor = self._own_forward(hidden_states)
             return result
-        rows = as_rows(hidden_states)
-        output = torch.empty(rows.shape, dtype=rows.dtype)
+        output = torch.empty(hidden_states.shape, dtype=hidden_states.dtype)
         _core.rms_norm(
-            shared_array(rows),
+            shared_array(as_rows(hidden_states)),
             shared_array(weight),
             shared_array(output),
             epsilon=self._epsilon,
@@ -70,7 +69,7 @@ class KernelRmsNorm:
             rounds_twice=self.form.rounds_twice,
             dtype=dtype,
         )
-        return output.view(hidden_states.shape)
+        return output
 
 
 def norm_kernel(module: nn.Module) -> KernelRmsNorm | None:

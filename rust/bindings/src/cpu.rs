@@ -9,7 +9,8 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::views::{
-    SeenAs, borrow, borrow_mut, keys_view, keys_view_mut, value_error, view, view_mut,
+    SeenAs, borrow, borrow_mut, keys_view, keys_view_mut, rows_view, rows_view_mut, value_error,
+    view, view_mut,
 };
 
 pub(crate) type Array<'a, 'py> = &'a Bound<'py, PyUntypedArray>;
@@ -236,10 +237,10 @@ fn multiply<E: Stored>(
     let weight = borrow::<E::Carrier>("weight", weight)?;
     let bias = bias.map(|bias| borrow::<E::Carrier>("bias", bias)).transpose()?;
     let mut output = borrow_mut::<E::Carrier>("output", output)?;
-    let numbers = view::<_, E, 2>("numbers", &numbers)?;
+    let numbers = rows_view::<_, E>("numbers", &numbers)?;
     let weight = view::<_, E, 2>("weight", &weight)?;
     let bias = bias.as_ref().map(|bias| view::<_, E, 1>("bias", bias)).transpose()?;
-    let mut output = view_mut::<_, E, 2>("output", &mut output)?;
+    let mut output = rows_view_mut::<_, E>("output", &mut output)?;
     py.detach(|| pagedkv_cpu::linear(numbers, weight, bias, &mut output)).map_err(value_error)
 }
 
@@ -269,9 +270,9 @@ fn normalise<E: Stored>(
     let numbers = borrow::<E::Carrier>("numbers", numbers)?;
     let weight = borrow::<E::Carrier>("weight", weight)?;
     let mut output = borrow_mut::<E::Carrier>("output", output)?;
-    let numbers = view::<_, E, 2>("numbers", &numbers)?;
+    let numbers = rows_view::<_, E>("numbers", &numbers)?;
     let weight = view::<_, E, 1>("weight", &weight)?;
-    let mut output = view_mut::<_, E, 2>("output", &mut output)?;
+    let mut output = rows_view_mut::<_, E>("output", &mut output)?;
     py.detach(|| pagedkv_cpu::rms_norm(norm, numbers, weight, &mut output)).map_err(value_error)
 }
 
@@ -344,7 +345,7 @@ fn apply<E: Stored>(
     let py = numbers.py();
     let numbers = borrow::<E::Carrier>("numbers", numbers)?;
     let mut output = borrow_mut::<E::Carrier>("output", output)?;
-    let numbers = view::<_, E, 2>("numbers", &numbers)?;
-    let mut output = view_mut::<_, E, 2>("output", &mut output)?;
+    let numbers = rows_view::<_, E>("numbers", &numbers)?;
+    let mut output = rows_view_mut::<_, E>("output", &mut output)?;
     py.detach(|| pagedkv_cpu::activate(activation, numbers, &mut output)).map_err(value_error)
 }

@@ -88,6 +88,34 @@ pub(crate) fn view_mut<'a, T: SeenAs<E>, E, const N: usize>(
         .map_err(value_error)
 }
 
+/// A borrowed array of any number of dimensions as rows: all but the last one are one.
+///
+/// # Errors
+/// As [`view`], and `ValueError` if rows do not lie in equal steps.
+pub(crate) fn rows_view<'a, T: SeenAs<E>, E>(
+    argument: &'static str,
+    array: &'a PyReadonlyArrayDyn<'_, T>,
+) -> PyResult<View<'a, E, 2>> {
+    let (shape, strides) = rows_geometry(argument, array)?;
+    // SAFETY: as in `view`.
+    unsafe { View::from_raw(argument, array.data().cast::<E>().cast_const(), shape, strides) }
+        .map_err(value_error)
+}
+
+/// As [`rows_view`], to be written.
+///
+/// # Errors
+/// As there, and as [`view_mut`].
+pub(crate) fn rows_view_mut<'a, T: SeenAs<E>, E>(
+    argument: &'static str,
+    array: &'a mut PyReadwriteArrayDyn<'_, T>,
+) -> PyResult<ViewMut<'a, E, 2>> {
+    let (shape, strides) = rows_geometry(argument, array)?;
+    // SAFETY: as in `view_mut`.
+    unsafe { ViewMut::from_raw(argument, array.data().cast::<E>(), shape, strides) }
+        .map_err(value_error)
+}
+
 /// Keys `[num_blocks, num_kv_heads, block_size, dim]` in the layout that their strides tell of.
 ///
 /// # Errors
@@ -166,17 +194,56 @@ fn geometry<T: Element, const N: usize>(
     }
     let mut strides = [0; N];
     for (stride, &bytes) in strides.iter_mut().zip(array.strides()) {
-        let whole =
-            usize::try_from(bytes).ok().filter(|bytes| bytes.is_multiple_of(size_of::<T>()));
-        *stride = whole.ok_or_else(|| {
-            let item = size_of::<T>();
-            PyValueError::new_err(format!(
-                "{argument} must have strides of 0 or more whole elements of {item} bytes, \
-                 got {bytes} bytes"
-            ))
-        })? / size_of::<T>();
+        *stride = whole_stride::<T>(argument, bytes)?;
     }
     Ok((shape, strides))
+}
+
+/// Shape and strides of an array's rows.
+fn rows_geometry<T: Element>(
+    argument: &str,
+    array: &Bound<'_, PyArrayDyn<T>>,
+) -> PyResult<([usize; 2], [usize; 2])> {
+    let (Some((&columns, outer)), Some((&inner_bytes, outer_bytes))) =
+        (array.shape().split_last(), array.strides().split_last())
+    else {
+        return Err(PyValueError::new_err(format!("{argument} must have rows, got a number")));
+    };
+    let num_rows = outer.iter().product();
+    let shape = [num_rows, columns];
+    if num_rows * columns == 0 {
+        return Ok((shape, row_major(shape)));
+    }
+    // From the innermost of the outer dimensions that have a step at all.
+    let mut steps = outer.iter().zip(outer_bytes).rev().filter(|(size, _)| **size > 1);
+    let mut row_bytes = (columns * size_of::<T>()) as isize;
+    if let Some((&size, &bytes)) = steps.next() {
+        row_bytes = bytes;
+        let mut next = bytes * size as isize;
+        for (&size, &bytes) in steps {
+            if bytes != next {
+                let hint = "make it contiguous";
+                let text = format!("{argument} must have rows in equal steps; {hint}");
+                return Err(PyValueError::new_err(text));
+            }
+            next *= size as isize;
+        }
+    }
+    let strides = [row_bytes, inner_bytes];
+    let [rows, inner] = strides.map(|bytes| whole_stride::<T>(argument, bytes));
+    Ok((shape, [rows?, inner?]))
+}
+
+/// A stride in elements.
+fn whole_stride<T>(argument: &str, bytes: isize) -> PyResult<usize> {
+    let item = size_of::<T>();
+    let whole = usize::try_from(bytes).ok().filter(|bytes| bytes.is_multiple_of(item));
+    whole.map(|bytes| bytes / item).ok_or_else(|| {
+        PyValueError::new_err(format!(
+            "{argument} must have strides of 0 or more whole elements of {item} bytes, \
+             got {bytes} bytes"
+        ))
+    })
 }
 
 /// The samples of an array of shape `[S, C]`, or `[S]` for one candidate each.

@@ -93,10 +93,12 @@ pub fn copy_blocks<E: Copy>(
             }
         }
     }
-    let mut row = Vec::with_capacity(dim);
     if num_heads * block_size * dim == 0 {
         return Ok(());
     }
+    let mut storage = storage.merged();
+    let [_, num_heads, block_size, dim] = storage.shape();
+    let mut row = Vec::with_capacity(dim);
     for index in 0..num_pairs {
         let &[from, to] = pairs.run([index, 0]) else { unreachable!("pairs have width 2") };
         for head in 0..num_heads {

@@ -212,6 +212,18 @@ impl<'a, E, const N: usize> ViewMut<'a, E, N> {
         self.shape
     }
 
+    /// The same elements, each index of the first dimension in rows as long as leave no gap.
+    pub(crate) fn merged(&mut self) -> ViewMut<'_, E, N> {
+        let mut shape = self.shape;
+        for dimension in (1..N - 1).rev() {
+            if self.strides[dimension] != shape[N - 1] {
+                break;
+            }
+            shape[N - 1] *= std::mem::replace(&mut shape[dimension], 1);
+        }
+        ViewMut { start: self.start, shape, strides: self.strides, lifetime: PhantomData }
+    }
+
     /// The elements from `index` to the end of its row.
     #[inline]
     pub fn run_mut(&mut self, index: [usize; N]) -> &mut [E] {
