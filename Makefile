@@ -43,6 +43,8 @@ WHEEL := dist/.wheel-built
 # The oldest glibc that Rust's standard library supports; zig links against it whatever this machine has.
 WHEEL_FLAGS := $(if $(filter Linux,$(shell uname -s)),--zig --compatibility manylinux_2_17)
 BENCH_DIR := target/bench
+# Processes of the Python tests: with two, each test still has a core of a small machine to itself.
+TEST_WORKERS ?= 2
 PYTHON_DIRS := python tests $(wildcard benches examples tools)
 CARGO_TEST := $(if $(shell cargo nextest --version 2>/dev/null),cargo nextest run --locked --no-tests=pass,cargo test --locked --lib --bins --tests)
 
@@ -132,7 +134,7 @@ test-rust: $(DEPENDENCIES) #: Unit, property, simulation and documentation tests
 
 test-python: setup #: The default pytest run
 	$(call heading,'Python tests')
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 test-wheel: $(WHEEL) #: Contents of the wheel, every Python at hand, a clean environment
 	$(call heading,'wheel checks')
