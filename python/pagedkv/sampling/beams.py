@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pagedkv import _core
+from pagedkv.sampling.sampled import NOTHING_LEFT
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -53,9 +54,16 @@ def beam_candidates(
     if edits.is_any_active(targets):
         edited = edits.apply(logits.log_softmax(dim=1), targets)
         assert edited is not None, "an edit is active"
-        best = _best(edited.logits, num_candidates, as_logprobs=False)
+        # Numbers are compared, and what is not a number compares with none.
+        is_nan = edited.logits.isnan().any(dim=1)
+        best = _best(
+            edited.logits.masked_fill(is_nan.unsqueeze(1), -torch.inf),
+            num_candidates,
+            as_logprobs=False,
+        )
         token_ids[edited.samples], values[edited.samples] = best
-        failures = edited.failures | failures
+        spoiled = edited.samples[is_nan.cpu().numpy()].tolist()
+        failures = dict.fromkeys(spoiled, NOTHING_LEFT) | edited.failures | failures
     return BeamCandidates(token_ids=token_ids, logprobs=values, failures=failures)
 
 
