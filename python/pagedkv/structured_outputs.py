@@ -39,9 +39,9 @@ class Constraint:
 class StructuredOutputsParams:
     """What an output must look like. Exactly one kind is given; None and False ask for nothing.
 
-    The tokens of such an output always satisfy the constraint, up to where ``max_tokens`` or a stop string cuts it: an
-    ending id is only sampled where the constraint is satisfied. Values are checked here and again when a request takes
-    them, so a field may be reassigned.
+    The tokens of such an output always satisfy the constraint, up to where ``max_tokens``, a stop string or
+    ``repetition_detection`` cuts it: an ending id is only sampled where the constraint is satisfied. Values are checked
+    here and again when a request takes them, so a field may be reassigned.
 
     Attributes:
         json: a JSON schema: a dict, its text, or a pydantic model class.

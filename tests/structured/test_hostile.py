@@ -58,6 +58,39 @@ HOSTILE = {
         {"structural_tag": {"format": {"type": "any_text", "excludes": ["ab" * 10_000]}}},
         None,
     ),
+    "tag ends": (
+        {
+            "structural_tag": {
+                "format": {
+                    "type": "tag",
+                    "begin": "",
+                    "content": {"type": "any_text"},
+                    "end": [f"{i:05}" for i in range(50_000)],
+                }
+            }
+        },
+        "number of ends and triggers of free text",
+    ),
+    "tag schemas": (
+        {
+            "structural_tag": {
+                "format": {
+                    "type": "or",
+                    "elements": [
+                        {
+                            "type": "json_schema",
+                            "json_schema": {
+                                "type": "object",
+                                "properties": {f"a{i}": {"type": "integer"}},
+                            },
+                        }
+                        for i in range(4000)
+                    ],
+                }
+            }
+        },
+        "it is more than can be compiled",
+    ),
     "choices": ({"choice": ["a"] * 1_000_000}, "number of choices"),
     "duplicates": ({"choice": ["a"] * 1000}, None),
 }

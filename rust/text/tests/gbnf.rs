@@ -82,6 +82,15 @@ fn characters_beyond_ascii_are_one_character() {
     check("root ::= [ぁ-ゟ]{2,3}", &["きつ", "きつね"], &["き", "きつねが", "キツ"]);
 }
 
+#[test]
+fn a_class_of_thousands_of_ranges_is_not_copied_for_each_place_it_stands_at() {
+    let class: String = ('一'..'龥').step_by(2).collect();
+    let row = "c ".repeat(1900);
+    let choices: Vec<String> = (0..30).map(|i| format!("\"{i}\" {row} root")).collect();
+    let grammar = format!("root ::= {} | c\nc ::= [{class}]", choices.join(" | "));
+    check(&grammar, &["一"], &["丁"]);
+}
+
 /// A grammar over the letters a and b.
 #[derive(Debug, Clone)]
 enum Part {

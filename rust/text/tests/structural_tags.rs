@@ -225,7 +225,7 @@ const MISTAKES_OF_STRUCTURES: [(&str, &str, &str); 17] = [
 ];
 
 /// A format, and what is said of it.
-const MISTAKES_OF_FORMATS: [(&str, &str); 17] = [
+const MISTAKES_OF_FORMATS: [(&str, &str); 18] = [
     ("3", "format must be an object, got 3"),
     ("{}", "format.type is missing"),
     (
@@ -235,6 +235,10 @@ const MISTAKES_OF_FORMATS: [(&str, &str); 17] = [
     (r#"{"type": "const_string"}"#, "format.value is missing"),
     (r#"{"type": "regex", "pattern": ""}"#, "format.pattern: the regular expression is empty"),
     (r#"{"type": "regex", "pattern": "(a"}"#, "unclosed group"),
+    (
+        r#"{"type": "regex", "pattern": "a\\"}"#,
+        "format.pattern: the regular expression ends in a back",
+    ),
     (r#"{"type": "any_text", "excluded": []}"#, "format.excluded is unknown"),
     (r#"{"type": "json_schema", "style": "x"}"#, r#"format.style must be "json", got "x""#),
     (r#"{"type": "json_schema", "json_schema": {"type": "nothing"}}"#, "nothing"),
@@ -307,4 +311,27 @@ fn hostile_tags_are_refused_or_run() {
     assert!(compiler().compile(&source(&hidden)).is_err());
     let long = json!({"type": "any_text", "excludes": ["ab".repeat(20_000)]});
     assert!(reads(&format(&long), "abab").1);
+}
+
+/// What is looked for is copied for each place where it is: squares of a megabyte would be terabytes.
+#[test]
+fn many_ends_and_triggers_are_refused_before_they_are_multiplied() {
+    let numbers = |count: usize| -> Vec<String> { (0..count).map(|i| format!("{i:05}")).collect() };
+    let part = "number of ends and triggers of free text times their bytes must be at most";
+    let tag = |begin: &str, content: &Value, end: &Value| json!({"type": "tag", "begin": begin, "content": content, "end": end});
+    let any = json!({"type": "any_text"});
+    let text = json!({"type": "const_string", "value": "x"});
+    let tags: Vec<Value> =
+        numbers(9000).iter().map(|number| tag(number, &text, &json!("!"))).collect();
+    let mut alternatives = vec![text.clone(); 15_000];
+    alternatives.push(any.clone());
+    for format in [
+        json!({"type": "triggered_tags", "triggers": numbers(9000), "tags": tags}),
+        tag("", &any, &json!(numbers(50_000))),
+        tag("", &json!({"type": "or", "elements": vec![&any; 20_000]}), &json!(numbers(100))),
+        tag("", &json!({"type": "or", "elements": alternatives}), &json!(numbers(400))),
+    ] {
+        let error = compiler().compile(&self::format(&format)).err().expect("it is refused");
+        assert!(error.to_string().contains(part), "{error}");
+    }
 }

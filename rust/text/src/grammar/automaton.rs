@@ -9,6 +9,8 @@ use super::expression::{Class, Expression, Rules};
 
 const MAX_POSITIONS: usize = 2000;
 const MAX_DEPTH: usize = 200;
+/// Ranges of characters that are compared in one step.
+const RANGES_AT_A_TIME: usize = 8;
 
 /// Work that is left. Whoever runs out of it gives up.
 #[derive(Debug)]
@@ -54,8 +56,16 @@ impl Characters {
         Self(others)
     }
 
-    pub(super) fn add(&mut self, others: &Self) {
-        self.extend(others.0.iter().copied());
+    /// Those that are in any of `sets`.
+    pub(super) fn any<'a>(sets: impl Iterator<Item = &'a Self>, fuel: &mut Fuel) -> Option<Self> {
+        let mut ranges = Vec::new();
+        for set in sets {
+            fuel.burn(1 + set.0.len())?;
+            ranges.extend(&set.0);
+        }
+        let mut all = Self::default();
+        all.extend(ranges.into_iter());
+        Some(all)
     }
 
     fn extend(&mut self, ranges: impl Iterator<Item = (u32, u32)>) {
@@ -71,7 +81,13 @@ impl Characters {
         self.0 = joined;
     }
 
-    pub(super) fn meets(&self, other: &Self) -> bool {
+    /// Whether some character is in both.
+    fn meets(&self, other: &Self, fuel: &mut Fuel) -> Option<bool> {
+        fuel.burn(1 + (self.0.len() + other.0.len()) / RANGES_AT_A_TIME)?;
+        Some(self.overlaps(other))
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
         let (mut these, mut others) = (self.0.as_slice(), other.0.as_slice());
         while let (Some(this), Some(that)) = (these.first(), others.first()) {
             if this.1 < that.0 {
@@ -131,12 +147,8 @@ impl Automaton {
     }
 
     /// The characters that come first.
-    pub(super) fn beginnings(&self) -> Characters {
-        let mut characters = Characters::default();
-        for position in &self.first {
-            characters.add(&self.positions[*position].characters);
-        }
-        characters
+    pub(super) fn beginnings(&self, fuel: &mut Fuel) -> Option<Characters> {
+        Characters::any(self.first.iter().map(|first| &self.positions[*first].characters), fuel)
     }
 
     /// Compares it with a lexeme that may come at the same place. `following` may come after this one.
@@ -154,8 +166,10 @@ impl Automaton {
             let (this, that) = (&self.positions[this], &other.positions[that]);
             if this.is_last {
                 comparison.have_common_text |= that.is_last;
-                let mut next = that.next.iter().map(|next| &other.positions[*next].characters);
-                comparison.goes_on |= next.any(|characters| characters.meets(following));
+                for next in &that.next {
+                    comparison.goes_on |=
+                        other.positions[*next].characters.meets(following, fuel)?;
+                }
             }
             self.step(other, (&this.next, &that.next), &mut seen, &mut pairs, fuel)?;
         }
@@ -172,10 +186,10 @@ impl Automaton {
         fuel: &mut Fuel,
     ) -> Option<()> {
         for &this in ours {
-            fuel.burn(1 + theirs.len())?;
+            fuel.burn(1)?;
             for &that in theirs {
                 let (a, b) = (&self.positions[this], &other.positions[that]);
-                if a.characters.meets(&b.characters) && seen.insert((this, that)) {
+                if a.characters.meets(&b.characters, fuel)? && seen.insert((this, that)) {
                     pairs.push((this, that));
                 }
             }
@@ -238,7 +252,7 @@ impl Builder<'_> {
     }
 
     fn position(&mut self, characters: Characters) -> Option<Part> {
-        self.fuel.burn(1)?;
+        self.fuel.burn(1 + characters.0.len())?;
         let position = self.positions.len();
         self.positions.push(Position { characters, is_last: false, next: Vec::new() });
         let (first, last) = (vec![position], vec![position]);
@@ -301,8 +315,9 @@ mod tests {
         };
         assert_eq!(class(false).0, [(0, 0), (97, 102)]);
         assert_eq!(class(true).0, [(1, 96), (103, 0x0010_FFFF)]);
-        assert!(class(false).meets(&Characters::of("xf")));
-        assert!(!class(false).meets(&class(true)) && !class(true).meets(&Characters::default()));
+        assert!(class(false).overlaps(&Characters::of("xf")));
+        assert!(!class(false).overlaps(&class(true)));
+        assert!(!class(true).overlaps(&Characters::default()));
     }
 
     #[test]

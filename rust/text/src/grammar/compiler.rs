@@ -144,11 +144,14 @@ fn without_place(reason: &str) -> &str {
     rest.strip_prefix("failed to compile JSON schema: ").unwrap_or(rest)
 }
 
-/// Replaces advice that only a caller of llguidance could follow.
+/// Replaces what only a caller of llguidance could follow.
 fn in_our_words(reason: &str) -> String {
     if reason.starts_with("oneOf constraints are not supported") {
         return "oneOf is only supported where no value satisfies two of its schemas; use anyOf"
             .to_owned();
+    }
+    if reason.starts_with("panic: ") {
+        return "it is more than can be compiled; simplify it".to_owned();
     }
     reason.to_owned()
 }

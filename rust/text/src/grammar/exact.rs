@@ -18,14 +18,11 @@ const JSON_BEGINNINGS: &str = "{[\"-0123456789tfn \t\r\n";
 /// all where that would take too long.
 pub(super) fn divide(layout: &mut Layout, rules: &Rules) {
     let mut fuel = Fuel(FUEL);
-    while let Some(greedy) = greedy_lexemes(layout, rules, &mut fuel) {
-        if greedy.is_empty() {
-            break;
-        }
+    while layout.lexemes.len() <= MAX_LEXEMES
+        && let Some(greedy) = greedy_lexemes(layout, rules, &mut fuel)
+        && !greedy.is_empty()
+    {
         layout.divide(&greedy, rules);
-        if layout.lexemes.len() > MAX_LEXEMES {
-            break;
-        }
     }
     layout.renumber();
 }
@@ -53,20 +50,18 @@ fn greedy_lexemes(layout: &Layout, rules: &Rules, fuel: &mut Fuel) -> Option<Vec
     let automata: Vec<Option<Automaton>> =
         layout.lexemes.iter().map(|lexeme| Automaton::new(lexeme, rules, fuel)).collect();
     let order = Order::new(layout, &automata, fuel)?;
-    let mut beginnings: Vec<Characters> = automata
-        .iter()
-        .map(|automaton| automaton.as_ref().map_or_else(Characters::default, Automaton::beginnings))
-        .collect();
+    let mut beginnings = Vec::with_capacity(automata.len() + 1);
+    for automaton in &automata {
+        beginnings.push(match automaton {
+            Some(automaton) => automaton.beginnings(fuel)?,
+            None => Characters::default(),
+        });
+    }
     beginnings.push(Characters::of(JSON_BEGINNINGS));
-    let after: Vec<Characters> = order
-        .following
-        .iter()
-        .map(|set| {
-            let mut characters = Characters::default();
-            members(set).for_each(|lexeme| characters.add(&beginnings[lexeme]));
-            characters
-        })
-        .collect();
+    let mut after = Vec::with_capacity(order.following.len());
+    for set in &order.following {
+        after.push(Characters::any(members(set).map(|lexeme| &beginnings[lexeme]), fuel)?);
+    }
     let mut greedy = vec![false; automata.len()];
     let mut together = Together::new(automata.len() + 1);
     together.add(&order.rules[rules.start].first, &order.rules[rules.start].first, fuel)?;

@@ -115,19 +115,6 @@ impl Expression {
         }
     }
 
-    /// Whether some text satisfies it, where it is known of which rules that is so.
-    fn has_end(&self, rules: &[bool]) -> bool {
-        match self {
-            Self::Sequence(elements) => elements.iter().all(|element| element.has_end(rules)),
-            Self::Either(elements) => elements.iter().any(|element| element.has_end(rules)),
-            Self::Repeat { what, min, .. } => *min == 0 || what.has_end(rules),
-            Self::Rule(rule) => rules[*rule],
-            Self::Text(_) | Self::Class(_) | Self::Pattern(_) | Self::Free(_) | Self::Json(_) => {
-                true
-            }
-        }
-    }
-
     /// Calls `visit` for each rule and each schema in it.
     pub(super) fn visit_leaves(&self, visit: &mut impl FnMut(Leaf)) {
         match self {
@@ -156,18 +143,12 @@ pub(super) enum Leaf {
 impl Rules {
     /// A rule that every choice leads back to itself, so that no text satisfies it.
     pub(super) fn endless(&self) -> Option<usize> {
-        let mut has_end = vec![false; self.rules.len()];
-        let mut has_changed = true;
-        while has_changed {
-            has_changed = false;
-            for (i, rule) in self.rules.iter().enumerate() {
-                if !has_end[i] && rule.has_end(&has_end) {
-                    has_end[i] = true;
-                    has_changed = true;
-                }
-            }
+        let mut ends = Ends::new(self.rules.len());
+        for (rule, expression) in self.rules.iter().enumerate() {
+            ends.add(expression, rule);
         }
-        has_end.iter().position(|has_end| !has_end)
+        ends.settle();
+        (0..self.rules.len()).find(|rule| ends.num_missing[*rule] > 0)
     }
 
     /// Which rules are regular: those that lead neither to themselves nor to a schema.
@@ -195,6 +176,68 @@ impl Rules {
             }
         }
         is_regular
+    }
+}
+
+/// Which parts of rules some text satisfies. The first parts are the rules themselves.
+struct Ends {
+    /// Of each part, how many of those in it have to be satisfied yet.
+    num_missing: Vec<usize>,
+    /// What each part is in.
+    parents: Vec<usize>,
+    /// In which parts each rule is named.
+    users: Vec<Vec<usize>>,
+    /// A part for each of those in it that is satisfied.
+    settled: Vec<usize>,
+}
+
+impl Ends {
+    fn new(num_rules: usize) -> Self {
+        Self {
+            num_missing: vec![1; num_rules],
+            parents: (0..num_rules).collect(),
+            users: vec![Vec::new(); num_rules],
+            settled: Vec::new(),
+        }
+    }
+
+    /// Adds what is in the part `parent`.
+    fn add(&mut self, expression: &Expression, parent: usize) {
+        match expression {
+            Expression::Sequence(elements) if !elements.is_empty() => {
+                self.add_part(elements, elements.len(), parent);
+            }
+            Expression::Either(elements) => self.add_part(elements, 1, parent),
+            Expression::Repeat { what, min: 1.., .. } => self.add(what, parent),
+            Expression::Rule(rule) => self.users[*rule].push(parent),
+            _ => self.settled.push(parent),
+        }
+    }
+
+    fn add_part(&mut self, elements: &[Expression], num_missing: usize, parent: usize) {
+        let part = self.num_missing.len();
+        self.num_missing.push(num_missing);
+        self.parents.push(parent);
+        for element in elements {
+            self.add(element, part);
+        }
+    }
+
+    /// Follows what is satisfied upwards, each part once.
+    fn settle(&mut self) {
+        while let Some(part) = self.settled.pop() {
+            if self.num_missing[part] == 0 {
+                continue;
+            }
+            self.num_missing[part] -= 1;
+            if self.num_missing[part] > 0 {
+                continue;
+            }
+            match self.users.get_mut(part) {
+                Some(users) => self.settled.append(users),
+                None => self.settled.push(self.parents[part]),
+            }
+        }
     }
 }
 
@@ -242,5 +285,10 @@ mod tests {
         assert_eq!(endless(vec![Expression::Either(vec![itself(0), text("")])]), None);
         assert_eq!(endless(vec![itself(0).repeated(0, None)]), None);
         assert_eq!(endless(vec![itself(0).repeated(1, None)]), Some(0));
+        let row = Expression::Sequence(vec![Expression::Rule(1), Expression::Rule(1), text("")]);
+        assert_eq!(endless(vec![row.clone(), text("a")]), None);
+        assert_eq!(endless(vec![row, itself(1)]), Some(0));
+        let many = |rule: usize| if rule == 2000 { text("a") } else { itself(rule + 1) };
+        assert_eq!(endless((0..=2000).map(many).collect()), None);
     }
 }

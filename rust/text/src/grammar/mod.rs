@@ -13,6 +13,7 @@ mod gbnf;
 mod lark;
 mod layout;
 mod matcher;
+mod part;
 mod permits;
 mod schema;
 mod source;

@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 use super::source::JsonOptions;
 use super::{GrammarError, check};
 
-const MAX_BYTES: usize = 1 << 20;
-const MAX_NESTING: usize = 64;
+pub(super) const MAX_BYTES: usize = 1 << 20;
+pub(super) const MAX_NESTING: usize = 64;
 /// Definitions are compiled inside one another, so that their number times the nesting bounds the stack.
 const MAX_NESTED_REFERENCES: usize = 8192;
 /// What the schema itself may not set: it would change how the schema is read.
@@ -30,13 +30,13 @@ pub(super) fn to_grammar(
     text: &str,
     options: &JsonOptions,
 ) -> Result<TopLevelGrammar, GrammarError> {
+    check("bytes of the schema", text.len(), MAX_BYTES)?;
     let schema = parsed("schema", text, MAX_NESTING)?;
     Ok(TopLevelGrammar::from_json_schema(prepared(schema, options)?))
 }
 
 /// The JSON of a text. What is nested too deep for the parser, or for the stack, is refused.
 pub(super) fn parsed(what: &str, text: &str, max_nesting: usize) -> Result<Value, GrammarError> {
-    check("bytes of the schema", text.len(), MAX_BYTES)?;
     serde_json::from_str(text).map_err(|error| {
         GrammarError::Invalid(if error.to_string().starts_with("recursion limit") {
             format!("the {what} is nested more than {max_nesting} deep")

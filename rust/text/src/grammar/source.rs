@@ -73,6 +73,10 @@ pub(super) fn checked_pattern(pattern: &str) -> Result<&str, GrammarError> {
     if pattern.is_empty() {
         return Err(GrammarError::invalid("the regular expression is empty"));
     }
+    if pattern.bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 1 {
+        let message = "the regular expression ends in a backslash that escapes nothing";
+        return Err(GrammarError::invalid(message));
+    }
     Ok(pattern)
 }
 

@@ -7,12 +7,15 @@ use serde_json::Value;
 
 use super::expression::{Expression, Rules};
 use super::fields::{Fields, invalid, list, object, shown, text};
+use super::part::{After, Part};
 use super::source::{JsonOptions, checked_pattern};
-use super::triggers::{self, Dispatch, Tag};
-use super::{GrammarError, gbnf, schema, writer};
+use super::triggers::{self, Dispatch, Searches, Tag};
+use super::{GrammarError, check, gbnf, schema, writer};
 
-/// Formats in formats; what is deeper would not be JSON that the parser reads.
+/// Formats in formats.
 const MAX_NESTING: usize = 24;
+/// Objects and lists in one another, as far as the parser of JSON reads them.
+const MAX_JSON_NESTING: usize = 127;
 const MAX_REPEATS: u32 = 1 << 16;
 
 /// The types of formats and the fields of each beside `type`.
@@ -42,7 +45,8 @@ pub(super) fn to_grammar(
 }
 
 fn to_rules(text: &str, options: &JsonOptions) -> Result<Rules, GrammarError> {
-    let value = schema::parsed("structural tag", text, MAX_NESTING)?;
+    check("bytes of the structural tag", text.len(), schema::MAX_BYTES)?;
+    let value = schema::parsed("structural tag", text, MAX_JSON_NESTING)?;
     let is_format = object("", &value)?.contains_key("format");
     let known: &[&str] =
         if is_format { &["type", "format"] } else { &["type", "structures", "triggers"] };
@@ -50,9 +54,10 @@ fn to_rules(text: &str, options: &JsonOptions) -> Result<Rules, GrammarError> {
     if let Some(kind) = fields.get("type").filter(|kind| *kind != "structural_tag") {
         return invalid("type", &format!("must be \"structural_tag\", got {}", shown(kind)));
     }
-    let mut translator = Translator { rules: vec![Expression::Sequence(vec![])], options };
+    let rules = vec![Expression::Sequence(vec![])];
+    let mut translator = Translator { rules, options, searches: Searches::default() };
     let part = if is_format {
-        translator.format("format", fields.value("format")?, &After::End, 0)?
+        translator.format("format", fields.value("format")?, After::End, 0)?
     } else {
         translator.structures(fields)?
     };
@@ -60,45 +65,10 @@ fn to_rules(text: &str, options: &JsonOptions) -> Result<Rules, GrammarError> {
     Ok(Rules { rules: translator.rules, start: 0 })
 }
 
-/// What follows a format.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum After {
-    /// Nothing.
-    End,
-    /// One of these texts, at whose first occurrence text of no form ends.
-    Texts(Vec<String>),
-    /// Something else, of which text of no form cannot be told.
-    Other,
-}
-
-/// What a format became.
-pub(super) struct Part {
-    pub(super) expression: Expression,
-    /// Whether the texts of [`After::Texts`] are at its end already.
-    pub(super) has_ending: bool,
-}
-
-impl Part {
-    pub(super) fn closed(expression: Expression) -> Self {
-        Self { expression, has_ending: false }
-    }
-
-    /// Ends in `after`, if that is a list of texts.
-    fn ended(self, after: &After) -> Self {
-        match after {
-            After::Texts(texts) if !self.has_ending => {
-                let ending = Expression::either_text(texts);
-                let expression = Expression::Sequence(vec![self.expression, ending]);
-                Self { expression, has_ending: true }
-            }
-            _ => self,
-        }
-    }
-}
-
 pub(super) struct Translator<'a> {
     rules: Vec<Expression>,
     options: &'a JsonOptions,
+    searches: Searches,
 }
 
 impl Translator<'_> {
@@ -123,14 +93,13 @@ impl Translator<'_> {
             at_least_one: false,
             stop_after_first: false,
         };
-        triggers::to_part(&dispatch, &After::End)
+        triggers::to_part(&dispatch, After::End, &mut self.searches)
     }
 
     fn schema(&self, place: &str, schema: &Value) -> Result<Expression, GrammarError> {
         let schema = match schema {
-            Value::String(text) => {
-                schema::parsed("schema", text, MAX_NESTING).map_err(|error| at(place, &error))?
-            }
+            Value::String(text) => schema::parsed("schema", text, schema::MAX_NESTING)
+                .map_err(|error| at(place, &error))?,
             other => other.clone(),
         };
         let schema = schema::prepared(schema, self.options).map_err(|error| at(place, &error))?;
@@ -142,7 +111,7 @@ impl Translator<'_> {
         &mut self,
         place: &str,
         value: &Value,
-        after: &After,
+        after: After<'_>,
         depth: usize,
     ) -> Result<Part, GrammarError> {
         if depth >= MAX_NESTING {
@@ -165,7 +134,10 @@ impl Translator<'_> {
         let known: Vec<&str> = known.iter().copied().chain(["type"]).collect();
         let fields = Fields::new(place, value, &known)?;
         let closed = match kind {
-            "any_text" => return any_text(fields, after),
+            "any_text" => {
+                let excludes = fields.optional_texts("excludes")?;
+                return triggers::free_part(place, &[], &excludes, after, &mut self.searches);
+            }
             "sequence" => return self.sequence(fields, after, depth),
             "or" => return self.choice(fields, after, depth),
             "tag" => return self.tag(fields, after, depth),
@@ -177,7 +149,7 @@ impl Translator<'_> {
             _ => {
                 let (min, max) = repeats(kind, fields)?;
                 let content = fields.place_of("content");
-                self.format(&content, fields.value("content")?, &After::Other, depth + 1)?
+                self.format(&content, fields.value("content")?, After::Other, depth + 1)?
                     .expression
                     .repeated(min, max)
             }
@@ -205,16 +177,19 @@ impl Translator<'_> {
     fn sequence(
         &mut self,
         fields: Fields<'_>,
-        after: &After,
+        after: After<'_>,
         depth: usize,
     ) -> Result<Part, GrammarError> {
         let elements = fields.list("elements")?;
         let mut parts = Vec::with_capacity(elements.len());
         let mut has_ending = false;
         for (i, element) in elements.iter().enumerate() {
-            let after = match elements.get(i + 1) {
-                None => after.clone(),
-                Some(next) => opening(next).map_or(After::Other, |text| After::Texts(vec![text])),
+            let next = elements.get(i + 1);
+            let opening = next.and_then(opening);
+            let after = match (next, &opening) {
+                (None, _) => after,
+                (Some(_), Some(text)) => After::Texts(std::slice::from_ref(text)),
+                (Some(_), None) => After::Other,
             };
             let place = format!("{}[{i}]", fields.place_of("elements"));
             let opened;
@@ -224,7 +199,7 @@ impl Translator<'_> {
             } else {
                 element
             };
-            let part = self.format(&place, element, &after, depth + 1)?;
+            let part = self.format(&place, element, after, depth + 1)?;
             has_ending = part.has_ending;
             parts.push(part.expression);
         }
@@ -234,7 +209,7 @@ impl Translator<'_> {
     fn choice(
         &mut self,
         fields: Fields<'_>,
-        after: &After,
+        after: After<'_>,
         depth: usize,
     ) -> Result<Part, GrammarError> {
         let mut parts = Vec::new();
@@ -243,15 +218,18 @@ impl Translator<'_> {
             parts.push(self.format(&place, element, after, depth + 1)?);
         }
         let has_ending = parts.iter().any(|part| part.has_ending);
-        let ended = |part: Part| if has_ending { part.ended(after) } else { part };
-        let elements = parts.into_iter().map(|part| ended(part).expression).collect();
+        if has_ending {
+            self.searches.count(parts.len(), after.texts())?;
+            parts = parts.into_iter().map(|part| part.ended(after)).collect();
+        }
+        let elements = parts.into_iter().map(|part| part.expression).collect();
         Ok(Part { expression: Expression::Either(elements), has_ending })
     }
 
     fn tag(
         &mut self,
         fields: Fields<'_>,
-        after: &After,
+        after: After<'_>,
         depth: usize,
     ) -> Result<Part, GrammarError> {
         let begin = fields.text("begin")?.to_owned();
@@ -260,15 +238,16 @@ impl Translator<'_> {
             _ => vec![fields.text("end")?.to_owned()],
         };
         let is_ended = ends.iter().all(|end| !end.is_empty());
-        let inner = if is_ended { After::Texts(ends) } else { after.clone() };
+        let inner = if is_ended { After::Texts(&ends) } else { after };
         let content = fields.place_of("content");
-        let part = self.format(&content, fields.value("content")?, &inner, depth + 1)?;
-        let part = if is_ended { part.ended(&inner) } else { part };
+        let part = self.format(&content, fields.value("content")?, inner, depth + 1)?;
+        let part = if is_ended { part.ended(inner) } else { part };
         let expression = Expression::Sequence(vec![Expression::Text(begin), part.expression]);
         Ok(Part { expression, has_ending: part.has_ending && !is_ended })
     }
 
-    /// The tags of a list, each with its begin apart. `type` may be left out.
+    /// The tags of a list, each with its begin apart. `type` may be left out. Their contents are rules: they may be
+    /// named twice, at each of many levels.
     fn tags(&mut self, fields: Fields<'_>, depth: usize) -> Result<Vec<Tag>, GrammarError> {
         let mut tags = Vec::new();
         for (i, value) in fields.list("tags")?.iter().enumerate() {
@@ -281,8 +260,9 @@ impl Translator<'_> {
             let begin = tag.text("begin")?.to_owned();
             let value = without_begin(value);
             let tag = Fields::new(&place, &value, &["type", "begin", "content", "end"])?;
-            let content = self.tag(tag, &After::Other, depth + 1)?.expression;
-            tags.push(Tag { place, begin, content });
+            let content = self.tag(tag, After::Other, depth + 1)?.expression;
+            self.rules.push(content.flattened());
+            tags.push(Tag { place, begin, content: Expression::Rule(self.rules.len() - 1) });
         }
         Ok(tags)
     }
@@ -291,7 +271,7 @@ impl Translator<'_> {
         &mut self,
         place: &str,
         value: &Value,
-        after: &After,
+        after: After<'_>,
         depth: usize,
     ) -> Result<Part, GrammarError> {
         let fields = Fields::new(place, value, &TRIGGERED_FIELDS)?;
@@ -303,7 +283,7 @@ impl Translator<'_> {
             at_least_one: fields.flag("at_least_one")?,
             stop_after_first: fields.flag("stop_after_first")?,
         };
-        triggers::to_part(&dispatch, after)
+        triggers::to_part(&dispatch, after, &mut self.searches)
     }
 
     fn separated_tags(
@@ -332,11 +312,6 @@ fn regex(fields: Fields<'_>) -> Result<Expression, GrammarError> {
 
 fn at(place: &str, error: &GrammarError) -> GrammarError {
     GrammarError::Invalid(format!("{place}: {error}"))
-}
-
-fn any_text(fields: Fields<'_>, after: &After) -> Result<Part, GrammarError> {
-    let excludes = fields.optional_texts("excludes")?;
-    triggers::free_part(fields.place, &[], &excludes, after)
 }
 
 fn repeats(kind: &str, fields: Fields<'_>) -> Result<(u32, Option<u32>), GrammarError> {
@@ -384,4 +359,25 @@ fn without_begin(tag: &Value) -> Value {
     let mut tag = tag.clone();
     tag["begin"] = Value::from("");
     tag
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_that_is_named_twice_at_each_of_many_levels_is_written_once() {
+        let leaf = serde_json::json!({"type": "const_string", "value": "leaf"});
+        let nested = (0..10).fold(leaf, |inner, _| {
+            let tag = serde_json::json!({"begin": "<", "content": inner, "end": ">"});
+            serde_json::json!({"type": "tags_with_separator", "tags": [tag], "separator": ","})
+        });
+        let options = JsonOptions {
+            any_whitespace: true,
+            whitespace_pattern: None,
+            additional_properties: true,
+        };
+        let rules = to_rules(&format!("{{\"format\": {nested}}}"), &options).unwrap();
+        assert_eq!(format!("{rules:?}").matches("leaf").count(), 1);
+    }
 }

@@ -1,9 +1,12 @@
 //! Text of no form, and the tags that a trigger in it calls for.
 
-use super::GrammarError;
 use super::expression::{Expression, FreeText};
 use super::fields::invalid;
-use super::tag::{After, Part};
+use super::part::{After, Part};
+use super::{GrammarError, check};
+
+/// Bytes of all that free texts look for, each counted once for every text that looks for it: so it is compiled.
+const MAX_SEARCH_BYTES: usize = 1 << 20;
 
 /// Tags in free text.
 #[derive(Debug)]
@@ -33,10 +36,32 @@ impl Tag {
         Expression::Sequence(vec![Expression::Text(self.begin), self.content])
     }
 
-    /// What follows a text that the tag begins with.
+    /// What follows a text that the tag begins with; its content is small, or named nowhere else.
     fn rest(&self, opening: &str) -> Expression {
         let rest = self.begin[opening.len()..].to_owned();
         Expression::Sequence(vec![Expression::Text(rest), self.content.clone()])
+    }
+}
+
+/// What the free texts of a structural tag look for.
+#[derive(Debug, Default)]
+pub(super) struct Searches {
+    num_bytes: usize,
+}
+
+impl Searches {
+    /// Counts `texts` for each of `num_searches`.
+    pub(super) fn count<'a>(
+        &mut self,
+        num_searches: usize,
+        texts: impl IntoIterator<Item = &'a String>,
+    ) -> Result<(), GrammarError> {
+        self.num_bytes += num_searches * texts.into_iter().map(String::len).sum::<usize>();
+        check(
+            "number of ends and triggers of free text times their bytes",
+            self.num_bytes,
+            MAX_SEARCH_BYTES,
+        )
     }
 }
 
@@ -45,19 +70,18 @@ pub(super) fn free_part(
     place: &str,
     triggers: &[String],
     excludes: &[String],
-    after: &After,
+    after: After<'_>,
+    searches: &mut Searches,
 ) -> Result<Part, GrammarError> {
-    let ends: &[String] = match after {
-        After::End => &[],
-        After::Texts(ends) => ends,
-        After::Other => {
-            return invalid(
-                place,
-                "cannot tell where to stop; put it last, or before a const_string, \
-                 or into a tag with an end",
-            );
-        }
-    };
+    if after == After::Other {
+        return invalid(
+            place,
+            "cannot tell where to stop; put it last, or before a const_string, \
+             or into a tag with an end",
+        );
+    }
+    let ends = after.texts();
+    searches.count(ends.len().max(1), triggers.iter().chain(ends).chain(excludes))?;
     for end in ends {
         if let Some(inside) = triggers.iter().chain(excludes).find(|text| end.contains(*text)) {
             let problem = format!("never comes to its end {end:?}, which contains {inside:?}");
@@ -77,19 +101,25 @@ pub(super) fn free_part(
 }
 
 /// Free text and tags in turn, or what the flags of `dispatch` make of that.
-pub(super) fn to_part(dispatch: &Dispatch, after: &After) -> Result<Part, GrammarError> {
+pub(super) fn to_part(
+    dispatch: &Dispatch,
+    after: After<'_>,
+    searches: &mut Searches,
+) -> Result<Part, GrammarError> {
     let Dispatch { place, triggers, tags, excludes, .. } = dispatch;
+    let ends = after.texts();
+    searches.count(triggers.len(), triggers.iter().chain(ends).chain(excludes))?;
     verify(dispatch)?;
     let first = || Expression::Either(tags.iter().map(|tag| tag.rest("")).collect());
     if dispatch.at_least_one && dispatch.stop_after_first {
         return Ok(Part::closed(first()));
     }
-    let Part { expression: tail, has_ending } = free_part(place, triggers, excludes, after)?;
+    let Part { expression: tail, has_ending } =
+        free_part(place, triggers, excludes, after, searches)?;
     let ending = match after {
         After::Texts(ends) => Expression::either_text(ends),
         After::End | After::Other => Expression::Sequence(vec![]),
     };
-    let ends: &[String] = if let After::Texts(ends) = after { ends } else { &[] };
     let stops: Vec<String> = triggers.iter().chain(ends).cloned().collect();
     let called: Vec<Expression> = triggers
         .iter()
