@@ -225,7 +225,7 @@ const MISTAKES_OF_STRUCTURES: [(&str, &str, &str); 17] = [
 ];
 
 /// A format, and what is said of it.
-const MISTAKES_OF_FORMATS: [(&str, &str); 18] = [
+const MISTAKES_OF_FORMATS: [(&str, &str); 19] = [
     ("3", "format must be an object, got 3"),
     ("{}", "format.type is missing"),
     (
@@ -250,6 +250,11 @@ const MISTAKES_OF_FORMATS: [(&str, &str); 18] = [
     (
         r#"{"type": "repeat", "content": {"type": "any_text"}, "min": 3, "max": 2}"#,
         "format.max must be at least min (3), got 2",
+    ),
+    (
+        r#"{"type": "repeat", "min": 1, "max": 20, "content": {"type": "repeat", "min": 30, "max": -1, "content":
+            {"type": "tag", "begin": "", "content": {"type": "any_text"}, "end": "/"}}}"#,
+        "format repeats free text 600 times; 256 are the most",
     ),
     (r#"{"type": "repeat", "min": -1}"#, "format.min must be 0 to 65536, got -1"),
     (r#"{"type": "star", "content": {"type": "any_text"}}"#, "format.content cannot tell"),

@@ -149,9 +149,11 @@ impl Translator<'_> {
             _ => {
                 let (min, max) = repeats(kind, fields)?;
                 let content = fields.place_of("content");
-                self.format(&content, fields.value("content")?, After::Other, depth + 1)?
-                    .expression
-                    .repeated(min, max)
+                let num_texts = self.searches.num_texts();
+                let part =
+                    self.format(&content, fields.value("content")?, After::Other, depth + 1)?;
+                self.searches.repeat(place, num_texts, max.unwrap_or(min))?;
+                part.expression.repeated(min, max)
             }
         };
         Ok(Part::closed(closed))

@@ -7,6 +7,8 @@ use super::{GrammarError, check};
 
 /// Bytes of all that free texts look for, each counted once for every text that looks for it: so it is compiled.
 const MAX_SEARCH_BYTES: usize = 1 << 20;
+/// Free texts in a row: what is compiled grows with the square of their number.
+const MAX_REPEATED: usize = 256;
 
 /// Tags in free text.
 #[derive(Debug)]
@@ -47,9 +49,43 @@ impl Tag {
 #[derive(Debug, Default)]
 pub(super) struct Searches {
     num_bytes: usize,
+    /// Free texts, each as often as it is repeated.
+    num_texts: usize,
 }
 
 impl Searches {
+    pub(super) fn num_texts(&self) -> usize {
+        self.num_texts
+    }
+
+    /// Counts free texts that look for `texts`.
+    fn add<'a>(
+        &mut self,
+        num_texts: usize,
+        texts: impl IntoIterator<Item = &'a String>,
+    ) -> Result<(), GrammarError> {
+        self.num_texts += num_texts;
+        self.count(num_texts, texts)
+    }
+
+    /// Counts what was added since there were `before` free texts as often as it is repeated.
+    pub(super) fn repeat(
+        &mut self,
+        place: &str,
+        before: usize,
+        times: u32,
+    ) -> Result<(), GrammarError> {
+        let num_inside = self.num_texts - before;
+        let num_repeated = num_inside * (times as usize).max(1);
+        if num_repeated > num_inside && num_repeated > MAX_REPEATED {
+            let problem =
+                format!("repeats free text {num_repeated} times; {MAX_REPEATED} are the most");
+            return invalid(place, &problem);
+        }
+        self.num_texts = before + num_repeated;
+        Ok(())
+    }
+
     /// Counts `texts` for each of `num_searches`.
     pub(super) fn count<'a>(
         &mut self,
@@ -81,7 +117,7 @@ pub(super) fn free_part(
         );
     }
     let ends = after.texts();
-    searches.count(ends.len().max(1), triggers.iter().chain(ends).chain(excludes))?;
+    searches.add(ends.len().max(1), triggers.iter().chain(ends).chain(excludes))?;
     for end in ends {
         if let Some(inside) = triggers.iter().chain(excludes).find(|text| end.contains(*text)) {
             let problem = format!("never comes to its end {end:?}, which contains {inside:?}");
@@ -108,7 +144,7 @@ pub(super) fn to_part(
 ) -> Result<Part, GrammarError> {
     let Dispatch { place, triggers, tags, excludes, .. } = dispatch;
     let ends = after.texts();
-    searches.count(triggers.len(), triggers.iter().chain(ends).chain(excludes))?;
+    searches.add(triggers.len(), triggers.iter().chain(ends).chain(excludes))?;
     verify(dispatch)?;
     let first = || Expression::Either(tags.iter().map(|tag| tag.rest("")).collect());
     if dispatch.at_least_one && dispatch.stop_after_first {
