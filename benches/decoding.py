@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -53,12 +54,18 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", choices=["beams", "siblings", "grammar"])
+    parser.add_argument(
+        "--alone",
+        action="store_true",
+        help="beams without transformers in the process, to be compared with another engine's",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     options = {"dtype": "float32", "num_threads": arguments.threads}
     if arguments.only in (None, "beams"):
         widths = [int(width) for width in arguments.widths.split(",") if width]
-        bench_beams(arguments.model, widths, rounds=arguments.rounds, options=options)
+        theirs = None if arguments.alone else arguments.model
+        bench_beams(arguments.model, widths, rounds=arguments.rounds, options=options, peer=theirs)
     if arguments.only in (None, "siblings"):
         bench_siblings(arguments.model, rounds=arguments.rounds, options=options)
     if arguments.only in (None, "grammar"):
@@ -66,12 +73,13 @@ def main() -> int:
     return 0
 
 
-def bench_beams(model: str, widths: list[int], *, rounds: int, options: dict[str, Any]) -> None:
-    """Beam tokens per second, ours and transformers'."""
+def bench_beams(
+    model: str, widths: list[int], *, rounds: int, options: dict[str, Any], peer: str | None
+) -> None:
+    """Beam tokens per second, ours and, with a model to load, transformers'."""
     rng = Random(1)
     prompts = [token_ids(rng, PROMPT_LEN) for _ in range(NUM_PROMPTS)]
-    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    inputs = torch.tensor(prompts)
+    theirs = None if peer is None else reference(peer, torch.tensor(prompts))
     write("| width | pagedkv | transformers | ratio | steps | tokens run |\n" + "|---" * 6 + "|")
     for width in widths:
         rows = NUM_PROMPTS * width
@@ -93,31 +101,39 @@ def bench_beams(model: str, widths: list[int], *, rounds: int, options: dict[str
                 llm.reset_prefix_cache()
                 llm.generate(prompts, params, use_tqdm=False)
 
-            def theirs(width: int = width) -> None:
-                with torch.inference_mode():
-                    reference.generate(
-                        inputs,
-                        num_beams=width,
-                        num_return_sequences=width,
-                        max_new_tokens=NUM_TOKENS,
-                        do_sample=False,
-                        eos_token_id=None,
-                        pad_token_id=2,
-                    )
-
             before = llm.stats()
-            own, other = in_turns(ours, theirs, rounds=rounds)
+            other_run = (lambda: None) if theirs is None else partial(theirs, width)
+            own, other = in_turns(ours, other_run, rounds=rounds)
             after = llm.stats()
         num_tokens = NUM_PROMPTS * width * NUM_TOKENS
         steps, run = (
             (int(after[name] or 0) - int(before[name] or 0)) / rounds
             for name in ("num_steps", "num_scheduled_tokens")
         )
-        rates = [num_tokens / statistics.median(times) for times in (own, other)]
-        ratio = statistics.median(b / a for a, b in zip(own, other, strict=True))
-        write(
-            f"| {width} | {rates[0]:.0f} | {rates[1]:.0f} | {ratio:.2f} | {steps:.0f} | {run:.0f} |"
-        )
+        rates = [f"{num_tokens / statistics.median(times):.0f}" for times in (own, other)]
+        ratio = f"{statistics.median(b / a for a, b in zip(own, other, strict=True)):.2f}"
+        if theirs is None:
+            rates[1] = ratio = "-"
+        write(f"| {width} | {rates[0]} | {rates[1]} | {ratio} | {steps:.0f} | {run:.0f} |")
+
+
+def reference(model: str, inputs: torch.Tensor) -> Callable[[int], None]:
+    """A function that searches with so many beams in transformers."""
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+
+    def search(width: int) -> None:
+        with torch.inference_mode():
+            loaded.generate(
+                inputs,
+                num_beams=width,
+                num_return_sequences=width,
+                max_new_tokens=NUM_TOKENS,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=2,
+            )
+
+    return search
 
 
 def bench_siblings(model: str, *, rounds: int, options: dict[str, Any]) -> None:
