@@ -13,7 +13,7 @@ from pagedkv.outputs import (
     RequestOutput,
     StreamDelta,
 )
-from pagedkv.sampling.sampled import TopLogprobs
+from pagedkv.sampling.sampled import NOTHING_LEFT, TopLogprobs
 from pagedkv.sampling_params import RequestOutputKind
 
 if TYPE_CHECKING:
@@ -256,6 +256,9 @@ class RequestState:
         metrics.num_generated_tokens = sum(sequence.token_ids.size for sequence in result.sequences)
         if error is None and self.decoder is not None and self.decoder.error is not None:
             error = f"the tokenizer failed to decode the output: {self.decoder.error}"
+        if error is None and not outputs:
+            # A search of which every beam came to a place where nothing may follow.
+            error = NOTHING_LEFT
         return self._output(outputs, decode_token, is_finished=True, error=error)
 
     def _returned(self, result: RequestResult) -> Sequence[SequenceResult]:

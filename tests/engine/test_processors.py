@@ -102,16 +102,17 @@ def test_a_function_that_misbehaves_ends_its_own_request_alone(llm, function, me
     [
         lambda ids, logits: torch.full_like(logits, math.nan),
         lambda ids, logits: logits.index_fill(0, torch.tensor([9]), math.nan),
+        lambda ids, logits: logits if len(ids) < 2 else torch.full_like(logits, -math.inf),
     ],
 )
-def test_numbers_that_are_none_end_a_beam_search_alone(llm, function):
+def test_numbers_that_are_none_or_bar_everything_end_a_beam_search_alone(llm, function):
     good = SamplingParams(temperature=0, max_tokens=4)
     bad = SamplingParams(
         use_beam_search=True, best_of=3, max_tokens=4, logits_processors=[function]
     )
     alone = llm.generate(["Mia"], good, use_tqdm=False)[0].outputs
     failed, fine = llm.generate(["Once", "Mia"], [bad, good], use_tqdm=False)
-    assert "one to NaN" in failed.error
+    assert "no token is left" in failed.error
     assert fine.error is None
     assert fine.outputs == alone
 
