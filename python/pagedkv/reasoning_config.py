@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from pagedkv.errors import unknown_parameter
+from pagedkv.field_dicts import of_fields
 from pagedkv.sampling_checks import checked_text
 from pagedkv.sampling_lists import checked_ids
 
-OWNER = "ReasoningConfig"
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 MAX_MARKER_IDS = 256
 
 
@@ -53,16 +54,7 @@ class ReasoningConfig:
             TypeError: a value of the wrong type.
             ValueError: as for the class.
         """
-        if isinstance(value, cls):
-            return value
-        if not isinstance(value, Mapping):
-            msg = f"reasoning_config must be a {OWNER}, a dict or None, got {value!r}"
-            raise TypeError(msg)
-        known = [field.name for field in fields(cls)]
-        for name in value:
-            if name not in known:
-                raise unknown_parameter(OWNER, str(name), known)
-        return cls(**value)
+        return of_fields(cls, value, name="reasoning_config", others=", a dict or None")
 
     def _marker(self, side: str) -> str | tuple[int, ...]:
         """One of the markers, as it was given; ids become a tuple."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pagedkv.errors import unknown_parameter
+from pagedkv.field_dicts import of_fields
 from pagedkv.sampling_checks import is_int, require
 
-OWNER = "RepetitionDetectionParams"
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 MAX_WINDOW = 1 << 16
 """Tokens that are looked at for each new one, at most."""
 
@@ -48,16 +49,7 @@ class RepetitionDetectionParams:
             TypeError: a value of the wrong type.
             ValueError: as for the class.
         """
-        if isinstance(value, cls):
-            return value
-        if not isinstance(value, Mapping):
-            msg = f"repetition_detection must be a {OWNER} or a dict, got {value!r}"
-            raise TypeError(msg)
-        known = [field.name for field in fields(cls)]
-        for name in value:
-            if name not in known:
-                raise unknown_parameter(OWNER, str(name), known)
-        return cls(**value)
+        return of_fields(cls, value, name="repetition_detection")
 
     def verify(self) -> None:
         """Checks every field.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from pagedkv.errors import unknown_parameter
+from pagedkv.field_dicts import of_fields
 from pagedkv.sampling_checks import checked_text
 
 OWNER = "StructuredOutputsParams"
@@ -85,16 +85,7 @@ class StructuredOutputsParams:
             TypeError: a value of the wrong type.
             ValueError: as for the class.
         """
-        if isinstance(value, cls):
-            return value
-        if not isinstance(value, Mapping):
-            msg = f"structured_outputs must be a {OWNER} or a dict, got {value!r}"
-            raise TypeError(msg)
-        known = [field.name for field in fields(cls)]
-        for name in value:
-            if name not in known:
-                raise unknown_parameter(OWNER, str(name), known)
-        return cls(**value)
+        return of_fields(cls, value, name="structured_outputs")
 
     def verify(self) -> None:
         """Checks every field.

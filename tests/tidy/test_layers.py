@@ -8,7 +8,7 @@ from tidy.sources import PACKAGE, ROOT, files_with, parsed, relative
 # From the bottom up. A module may import its own package, modules of its own line, and those of the lines above it
 # in this list (the layers below); never one further down. `__init__` and `__main__` stand above all.
 LAYERS = [
-    {"_core", "errors", "json_files", "arrays", "pages"},
+    {"_core", "errors", "field_dicts", "json_files", "arrays", "pages"},
     {
         "beam_checks",
         "sampling_checks",

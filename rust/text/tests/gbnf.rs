@@ -1,37 +1,15 @@
 //! GBNF against a recogniser that tries everything: the texts of a grammar are allowed, all of them and no others.
 
+mod support;
+
 use std::collections::BTreeSet;
-use std::sync::OnceLock;
 
-use pagedkv_text::{Grammar, GrammarCompiler, GrammarLimits, GrammarSource, Spelling, TokenTable};
+use pagedkv_text::{Grammar, GrammarSource};
 use proptest::prelude::*;
-
-const VOCAB_SIZE: usize = 256;
+use support::reads;
 
 fn compile(grammar: &str) -> Result<Grammar, String> {
-    static COMPILER: OnceLock<GrammarCompiler> = OnceLock::new();
-    let compiler = COMPILER.get_or_init(|| {
-        let bytes: Vec<String> = (0..=255u8).map(|byte| format!("<0x{byte:02X}>")).collect();
-        let tokens = bytes.iter().map(|token| Some(token.as_str()));
-        let spelling =
-            Spelling::Fallback { replacements: vec![], has_byte_tokens: true, strip: None };
-        let table = TokenTable::new(spelling, tokens, |_| false).unwrap();
-        GrammarCompiler::new(&table, VOCAB_SIZE, GrammarLimits::default()).unwrap()
-    });
-    let source = GrammarSource::Grammar(grammar.to_owned());
-    compiler.compile(&source).map_err(|error| error.to_string())
-}
-
-/// Whether a text may be generated and end.
-fn reads(grammar: &Grammar, text: &str) -> bool {
-    let mut matcher = grammar.matcher();
-    let mut mask = [0_u32; VOCAB_SIZE / 32];
-    for byte in text.bytes() {
-        if matcher.push(u32::from(byte)).is_err() {
-            return false;
-        }
-    }
-    matcher.fill_mask(&mut mask).unwrap()
+    support::compile(&GrammarSource::Grammar(grammar.to_owned()))
 }
 
 #[track_caller]

@@ -1,42 +1,24 @@
 //! Structural tags against a recogniser that tries everything: their texts are allowed, all of them and no others.
 
-use std::collections::BTreeSet;
-use std::sync::OnceLock;
+mod support;
 
-use pagedkv_text::{
-    Grammar, GrammarCompiler, GrammarLimits, GrammarSource, JsonOptions, Spelling, TokenTable,
-};
+use std::collections::BTreeSet;
+
+use pagedkv_text::{Grammar, GrammarSource, JsonOptions};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use support::reads;
 
-const VOCAB_SIZE: usize = 256;
 const MAX_LENGTH: usize = 5;
 
 fn compile(format: &Value) -> Result<Grammar, String> {
-    static COMPILER: OnceLock<GrammarCompiler> = OnceLock::new();
-    let compiler = COMPILER.get_or_init(|| {
-        let bytes: Vec<String> = (0..=255u8).map(|byte| format!("<0x{byte:02X}>")).collect();
-        let tokens = bytes.iter().map(|token| Some(token.as_str()));
-        let spelling =
-            Spelling::Fallback { replacements: vec![], has_byte_tokens: true, strip: None };
-        let table = TokenTable::new(spelling, tokens, |_| false).unwrap();
-        GrammarCompiler::new(&table, VOCAB_SIZE, GrammarLimits::default()).unwrap()
-    });
     let options = JsonOptions {
         any_whitespace: false,
         whitespace_pattern: None,
         additional_properties: true,
     };
     let tag = json!({"format": format}).to_string();
-    compiler.compile(&GrammarSource::StructuralTag { tag, options }).map_err(|e| e.to_string())
-}
-
-/// Whether a text may be generated and end.
-fn reads(grammar: &Grammar, text: &str) -> bool {
-    let mut matcher = grammar.matcher();
-    let mut mask = [0_u32; VOCAB_SIZE / 32];
-    text.bytes().all(|byte| matcher.push(u32::from(byte)).is_ok())
-        && matcher.fill_mask(&mut mask).unwrap()
+    support::compile(&GrammarSource::StructuralTag { tag, options })
 }
 
 /// What is said of formats that nothing satisfies, or whose free text has no end.
