@@ -200,6 +200,45 @@ fn tags_with_separator_have_nothing_but_it_between_them() {
 }
 
 /// A field of `weather` and its value, and what is said of it.
+/// A lexeme goes on for as long as it can: JSON, patterns and free text are divided where that takes what others need.
+#[test]
+fn what_may_stand_at_one_place_does_not_take_the_characters_of_one_another() {
+    let any_of = |formats: Value| format(&json!({"type": "or", "elements": formats}));
+    let text = |value: &str| json!({"type": "const_string", "value": value});
+    let row = |elements: Value| json!({"type": "sequence", "elements": elements});
+    let schema = json!({"type": "array", "items": {"type": "integer"}});
+    let list = json!({"type": "json_schema", "json_schema": schema});
+    check(
+        &any_of(json!([list, text("[1x"), text("[1,2]!")])),
+        &["[1,2]", "[1,2]!", "[1x", "[]", "[12,3]"],
+        &["[1,", "[1"],
+        &["[1x,", "[1,2]?", "x"],
+    );
+    let tag = |begin: &str, content: &Value, end: &str| json!({"type": "tag", "begin": begin, "content": content, "end": end});
+    let free = json!({"type": "any_text"});
+    let tags = [tag("<f>", &list, "</f>"), tag("<f>", &free, "<stop>")];
+    check(
+        &format(&json!({"type": "triggered_tags", "triggers": ["<f"], "tags": tags})),
+        &["so <f>[1]</f> and", "<f>[1]</f><f>[x]<stop>", "<f>[1]</f><stop>", "<f>[1]<stop>"],
+        &["<f>[x]</f>", "<f>[1]</f><f>", "<f>[1]<st"],
+        &[],
+    );
+    let number = json!({"type": "regex", "pattern": "^[0-9]+$"});
+    check(
+        &any_of(json!([row(json!([number, list])), row(json!([text("7"), text("!")]))])),
+        &["12[3]", "7!", "7[]"],
+        &["7", "71"],
+        &["71!", "!"],
+    );
+    let integer = json!({"type": "json_schema", "json_schema": {"type": "integer"}});
+    check(&format(&row(json!([integer, text("1")]))), &[], &["1", "11"], &["11.", "11a"]);
+    check(&format(&row(json!([integer, text("."), integer]))), &["11.1"], &["11."], &["11a"]);
+    let pairs = row(
+        json!([{"type": "regex", "pattern": "a+"}, list, {"type": "star", "content": text("ab")}]),
+    );
+    check(&format(&pairs), &["aa[1]", "a[]ab"], &["aa"], &["ab", "a[]b"]);
+}
+
 const MISTAKES_OF_STRUCTURES: [(&str, &str, &str); 17] = [
     ("type", r#""tag""#, r#"type must be "structural_tag", got "tag""#),
     ("format", "{}", "structures is unknown; leave it out or use one of type, format"),

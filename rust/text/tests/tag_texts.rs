@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use pagedkv_text::{Grammar, GrammarSource, JsonOptions};
 use proptest::prelude::*;
+use regex::Regex;
 use serde_json::{Value, json};
 use support::reads;
 
@@ -36,6 +37,7 @@ type Places = BTreeSet<usize>;
 enum Format {
     Text(&'static str),
     Json,
+    Pattern(&'static str),
     AnyText(Vec<&'static str>),
     Row(Vec<Self>),
     Any(Vec<Self>),
@@ -52,6 +54,7 @@ struct Tag {
     ends: Vec<&'static str>,
 }
 
+const PATTERNS: [&str; 5] = ["a*", "(ab)+", "[ab]1?", "1{2,3}|a", "^.b$"];
 const TRIGGER: &str = "b";
 const SEPARATOR: &str = "a";
 
@@ -73,6 +76,15 @@ fn word(text: &str, from: &Places, word: &str) -> Places {
 
 fn any_word(text: &str, from: &Places, words: &[&str]) -> Places {
     words.iter().flat_map(|each| word(text, from, each)).collect()
+}
+
+/// Where a pattern may end that starts at one of `from`.
+fn matches(text: &str, from: &Places, pattern: &str) -> Places {
+    let regex = Regex::new(&format!("^(?:{pattern})$")).expect("it is one of the patterns here");
+    let all = from.iter().flat_map(|from| (*from..=text.len()).map(move |place| (*from, place)));
+    all.filter(|(from, place)| regex.is_match(&text[*from..*place]))
+        .map(|(_, place)| place)
+        .collect()
 }
 
 /// Where free text may end that starts at `from`: before one of `ends`, if there are some, and before anything of
@@ -113,6 +125,7 @@ impl Format {
         match self {
             Self::Text(value) => json!({"type": "const_string", "value": value}),
             Self::Json => json!({"type": "json_schema", "json_schema": {"const": 1}}),
+            Self::Pattern(pattern) => json!({"type": "regex", "pattern": pattern}),
             Self::AnyText(excludes) => json!({"type": "any_text", "excludes": excludes}),
             Self::Row(parts) => json!({"type": "sequence", "elements": all(parts)}),
             Self::Any(parts) => json!({"type": "or", "elements": all(parts)}),
@@ -131,45 +144,6 @@ impl Format {
         }
     }
 
-    /// Whether no free text stands where JSON may stand instead: it would take the characters that end the JSON.
-    fn can_be_told(&self) -> bool {
-        match self {
-            Self::Text(_) | Self::Json | Self::AnyText(_) => true,
-            Self::Row(parts) => parts.iter().all(Self::can_be_told),
-            Self::Any(parts) => {
-                let may_clash =
-                    parts.iter().any(Self::has_json) && parts.iter().any(Self::has_free_text);
-                !may_clash && parts.iter().all(Self::can_be_told)
-            }
-            Self::Repeat(part, ..) => part.can_be_told(),
-            Self::Tag(tag) => tag.content.can_be_told(),
-            Self::Triggered { tags, .. } | Self::Separated { tags, .. } => {
-                tags.iter().all(|tag| tag.content.can_be_told())
-            }
-        }
-    }
-
-    fn contents(&self) -> Vec<&Self> {
-        match self {
-            Self::Text(_) | Self::Json | Self::AnyText(_) => vec![],
-            Self::Row(parts) | Self::Any(parts) => parts.iter().collect(),
-            Self::Repeat(part, ..) => vec![part],
-            Self::Tag(tag) => vec![&tag.content],
-            Self::Triggered { tags, .. } | Self::Separated { tags, .. } => {
-                tags.iter().map(|tag| &*tag.content).collect()
-            }
-        }
-    }
-
-    fn has_json(&self) -> bool {
-        matches!(self, Self::Json) || self.contents().into_iter().any(Self::has_json)
-    }
-
-    fn has_free_text(&self) -> bool {
-        matches!(self, Self::AnyText(_) | Self::Triggered { .. })
-            || self.contents().into_iter().any(Self::has_free_text)
-    }
-
     /// The text that ends what stands before it, if it begins with one.
     fn opening(&self) -> Option<&'static str> {
         match self {
@@ -185,6 +159,7 @@ impl Format {
         match self {
             Self::Text(value) => word(text, from, value),
             Self::Json => word(text, from, "1"),
+            Self::Pattern(pattern) => matches(text, from, pattern),
             Self::AnyText(excludes) => {
                 from.iter().flat_map(|from| free(text, *from, &[], excludes, ends)).collect()
             }
@@ -294,6 +269,7 @@ fn format() -> impl Strategy<Value = Format> {
     let leaf = prop_oneof![
         prop::sample::select(vec!["a", "b", "ab", "ba", "1", ""]).prop_map(Format::Text),
         Just(Format::Json),
+        prop::sample::select(PATTERNS.to_vec()).prop_map(Format::Pattern),
         prop::sample::select(vec![vec![], vec!["aa"], vec!["1", "ba"]]).prop_map(Format::AnyText),
     ];
     leaf.prop_recursive(3, 8, 3, |inner| {
@@ -322,9 +298,7 @@ fn format() -> impl Strategy<Value = Format> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
     #[test]
-    #[ignore = "finds a defect in rare draws: text that may stand where JSON is repeated takes the JSON"]
     fn the_texts_of_a_tag_are_allowed_and_no_others(format in format()) {
-        prop_assume!(format.can_be_told());
         let json = format.json();
         let grammar = match compile(&json) {
             Ok(grammar) => grammar,

@@ -6,6 +6,8 @@
 use std::collections::HashSet;
 
 use super::expression::{Class, Expression, Rules};
+use super::free_states::FreeStates;
+use super::pattern;
 
 const MAX_POSITIONS: usize = 2000;
 const MAX_DEPTH: usize = 200;
@@ -247,8 +249,38 @@ impl Builder<'_> {
                 Some(Part { is_nullable: part.is_nullable || *min == 0, ..part })
             }
             Expression::Rule(rule) => self.part(&self.rules.rules[*rule], depth + 1),
-            Expression::Pattern(_) | Expression::Free(_) | Expression::Json(_) => None,
+            Expression::Free(free) => {
+                let states = free.states(self.fuel)?;
+                self.states(&states)
+            }
+            Expression::Pattern(pattern) => {
+                self.fuel.burn(pattern.len())?;
+                self.part(&pattern::to_expression(pattern)?, depth + 1)
+            }
+            Expression::Json(_) => None,
         }
+    }
+
+    fn states(&mut self, states: &FreeStates) -> Option<Part> {
+        let mut after = Vec::with_capacity(states.next.len());
+        let mut targets = Vec::new();
+        for next in &states.next {
+            let mut positions = Vec::with_capacity(next.len());
+            for (class, target) in next {
+                let part = self.position(Characters::of_class(class))?;
+                targets.push((part.last[0], *target));
+                positions.extend(part.first);
+            }
+            after.push(positions);
+        }
+        let mut last = Vec::new();
+        for (position, target) in targets {
+            self.connect(&[position], &after[target])?;
+            if states.is_end[target] {
+                last.push(position);
+            }
+        }
+        Some(Part { is_nullable: states.is_end[0], first: after.swap_remove(0), last })
     }
 
     fn position(&mut self, characters: Characters) -> Option<Part> {
@@ -347,8 +379,7 @@ mod tests {
                 .is_none()
         );
         assert!(
-            Automaton::new(&Expression::Pattern("a".to_owned()), &rules, &mut Fuel(10_000))
-                .is_none()
+            Automaton::new(&Expression::Json("{}".to_owned()), &rules, &mut Fuel(10_000)).is_none()
         );
         let word = class('a', 'z').repeated(1, None);
         let word = Automaton::new(&word, &rules, &mut Fuel(10_000)).unwrap();

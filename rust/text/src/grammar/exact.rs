@@ -5,17 +5,16 @@
 //! with it perhaps every end. Such lexemes are divided into their parts, at last into single characters.
 
 use super::automaton::{Automaton, Characters, Fuel};
-use super::expression::{Expression, Rules};
+use super::expression::Rules;
+use super::json_lexemes;
 use super::layout::{Layout, Node};
 
 /// Steps of all analyses of one grammar, for about 50 ms.
 const FUEL: usize = 4_000_000;
 const MAX_LEXEMES: usize = 4096;
-/// What JSON may begin with.
-const JSON_BEGINNINGS: &str = "{[\"-0123456789tfn \t\r\n";
 
-/// Divides lexemes until none takes what another needs. Lexemes of which nothing is known stay as they are; so do
-/// all where that would take too long.
+/// Divides lexemes until none takes what another needs. Lexemes of which nothing is known, and those that llguidance
+/// makes of JSON, stay as they are; so do all where that would take too long.
 pub(super) fn divide(layout: &mut Layout, rules: &Rules) {
     let mut fuel = Fuel(FUEL);
     while layout.lexemes.len() <= MAX_LEXEMES
@@ -38,8 +37,9 @@ struct Edges {
     last: Set,
 }
 
-/// Which lexemes come first, last, and after one another. JSON counts as one lexeme more.
+/// Which lexemes come first, last, and after one another.
 struct Order<'a> {
+    /// Those of the layout, and behind them the first and any later one of JSON.
     lexemes: &'a [Option<Automaton>],
     rules: Vec<Edges>,
     following: Vec<Set>,
@@ -47,37 +47,38 @@ struct Order<'a> {
 
 /// The lexemes that are to be divided.
 fn greedy_lexemes(layout: &Layout, rules: &Rules, fuel: &mut Fuel) -> Option<Vec<usize>> {
-    let automata: Vec<Option<Automaton>> =
-        layout.lexemes.iter().map(|lexeme| Automaton::new(lexeme, rules, fuel)).collect();
+    let json = [json_lexemes::first(), json_lexemes::later()];
+    let automata: Vec<Option<Automaton>> = layout
+        .lexemes
+        .iter()
+        .chain(&json)
+        .map(|lexeme| Automaton::new(lexeme, rules, fuel))
+        .collect();
     let order = Order::new(layout, &automata, fuel)?;
-    let mut beginnings = Vec::with_capacity(automata.len() + 1);
+    let mut beginnings = Vec::with_capacity(automata.len());
     for automaton in &automata {
         beginnings.push(match automaton {
             Some(automaton) => automaton.beginnings(fuel)?,
             None => Characters::default(),
         });
     }
-    beginnings.push(Characters::of(JSON_BEGINNINGS));
     let mut after = Vec::with_capacity(order.following.len());
     for set in &order.following {
         after.push(Characters::any(members(set).map(|lexeme| &beginnings[lexeme]), fuel)?);
     }
-    let mut greedy = vec![false; automata.len()];
-    let mut together = Together::new(automata.len() + 1);
+    let mut greedy = vec![false; layout.lexemes.len()];
+    let mut together = Together::new(automata.len());
     together.add(&order.rules[rules.start].first, &order.rules[rules.start].first, fuel)?;
     for set in &order.following {
         together.add(set, set, fuel)?;
     }
     while let Some((this, that)) = together.pairs.pop() {
-        let (Some(Some(a)), Some(Some(b))) = (automata.get(this), automata.get(that)) else {
+        let (Some(a), Some(b)) = (&automata[this], &automata[that]) else {
             continue;
         };
         let comparison = a.compare(b, &after[this], fuel)?;
-        if comparison.goes_on {
-            let divided = [that, this].into_iter().find(|lexeme| layout.is_divisible(*lexeme));
-            if let Some(divided) = divided {
-                greedy[divided] = true;
-            }
+        if comparison.goes_on && layout.is_divisible(that) {
+            greedy[that] = true;
         }
         if comparison.have_common_text && this != that {
             together.add(&order.following[this], &order.following[that], fuel)?;
@@ -116,7 +117,7 @@ impl Together {
 
 impl<'a> Order<'a> {
     fn new(layout: &Layout, lexemes: &'a [Option<Automaton>], fuel: &mut Fuel) -> Option<Self> {
-        let size = lexemes.len() + 1;
+        let size = lexemes.len();
         let unknown = Edges { is_nullable: false, first: empty(size), last: empty(size) };
         let rules = vec![unknown; layout.rules.len()];
         let mut order = Self { lexemes, rules, following: vec![empty(size); size] };
@@ -147,8 +148,12 @@ impl<'a> Order<'a> {
                 insert(&mut edges.last, *lexeme);
             }
             Node::Json(_) => {
-                insert(&mut edges.first, size - 1);
-                insert(&mut edges.last, size - 1);
+                let (first, later) = (size - 2, size - 1);
+                insert(&mut edges.first, first);
+                insert(&mut edges.last, first);
+                insert(&mut edges.last, later);
+                insert(&mut self.following[first], later);
+                insert(&mut self.following[later], later);
             }
             Node::Rule(rule) => return Some(self.rules[*rule].clone()),
             Node::Sequence(nodes) => {
@@ -195,90 +200,6 @@ impl<'a> Order<'a> {
     }
 }
 
-impl Layout {
-    fn is_divisible(&self, lexeme: usize) -> bool {
-        match &self.lexemes[lexeme] {
-            Expression::Text(text) => text.chars().nth(1).is_some(),
-            Expression::Sequence(_)
-            | Expression::Either(_)
-            | Expression::Repeat { .. }
-            | Expression::Rule(_) => true,
-            Expression::Class(_)
-            | Expression::Pattern(_)
-            | Expression::Free(_)
-            | Expression::Json(_) => false,
-        }
-    }
-
-    /// Replaces lexemes by their parts.
-    fn divide(&mut self, lexemes: &[usize], rules: &Rules) {
-        let mut parts: Vec<Option<Node>> = vec![None; self.lexemes.len()];
-        for lexeme in lexemes {
-            parts[*lexeme] = Some(self.parts(self.lexemes[*lexeme].clone(), rules));
-        }
-        for rule in self.rules.iter_mut().flatten() {
-            rule.replace_lexemes(&mut |lexeme| parts.get_mut(lexeme).and_then(Option::take));
-        }
-    }
-
-    fn parts(&mut self, expression: Expression, rules: &Rules) -> Node {
-        let mut all = |elements: Vec<Expression>| -> Vec<Node> {
-            elements.into_iter().map(|element| self.lexeme(element)).collect()
-        };
-        match expression {
-            Expression::Text(text) => {
-                let characters = text.chars().map(|character| Expression::Text(character.into()));
-                Node::Sequence(all(characters.collect()))
-            }
-            Expression::Sequence(elements) => Node::Sequence(all(elements)),
-            Expression::Either(elements) => Node::Either(all(elements)),
-            Expression::Repeat { what, min, max } => {
-                Node::Repeat { what: Box::new(self.lexeme(*what)), min, max }
-            }
-            Expression::Rule(rule) => {
-                if self.rules[rule].is_none() {
-                    self.rules[rule] = Some(self.lexeme(rules.rules[rule].clone()));
-                }
-                Node::Rule(rule)
-            }
-            other => self.lexeme(other),
-        }
-    }
-
-    /// Leaves out the lexemes that were divided.
-    fn renumber(&mut self) {
-        let old = std::mem::take(&mut self.lexemes);
-        let mut new = Vec::with_capacity(old.len());
-        for rule in self.rules.iter_mut().flatten() {
-            rule.replace_lexemes(&mut |lexeme| {
-                new.push(old[lexeme].clone());
-                Some(Node::Lexeme(new.len() - 1))
-            });
-        }
-        self.lexemes = new;
-    }
-}
-
-impl Node {
-    /// Puts what `replacement` returns, if it does, into the places of lexemes.
-    fn replace_lexemes(&mut self, replacement: &mut impl FnMut(usize) -> Option<Self>) {
-        match self {
-            Self::Lexeme(lexeme) => {
-                if let Some(node) = replacement(*lexeme) {
-                    *self = node;
-                }
-            }
-            Self::Sequence(nodes) | Self::Either(nodes) => {
-                for node in nodes {
-                    node.replace_lexemes(replacement);
-                }
-            }
-            Self::Repeat { what, .. } => what.replace_lexemes(replacement),
-            Self::Rule(_) | Self::Json(_) => {}
-        }
-    }
-}
-
 fn empty(size: usize) -> Set {
     vec![0; size.div_ceil(64)]
 }
@@ -302,7 +223,7 @@ fn members(set: &Set) -> impl Iterator<Item = usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grammar::expression::Class;
+    use crate::grammar::expression::{Class, Expression};
     use crate::grammar::gbnf;
 
     /// The lexemes of a grammar in GBNF.

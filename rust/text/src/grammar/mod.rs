@@ -6,14 +6,18 @@
 
 mod automaton;
 mod compiler;
+mod division;
 mod exact;
 mod expression;
 mod fields;
+mod free_states;
 mod gbnf;
+mod json_lexemes;
 mod lark;
 mod layout;
 mod matcher;
 mod part;
+mod pattern;
 mod permits;
 mod schema;
 mod source;
