@@ -68,28 +68,35 @@ class Case:
         return f"{kind} {self.batch} x {self.context}, {self.heads[0]}/{self.heads[1]} x {self.head_dim}, {dtype}"
 
 
-def stored(shape: tuple[int, int, int, int], dtype: torch.dtype) -> torch.Tensor:
-    """Random numbers in memory like that of an engine's pool."""
+def stored(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Random numbers in memory like that of an engine's pool: a piece large enough for large pages."""
     storage = torch.empty(shape, dtype=dtype)
     prefer_large_pages(storage)
     return storage.copy_(torch.randn(shape))
 
 
-def paged(case: Case, layer_idx: int = 0) -> Run:
-    """A function that runs the paged kernel once."""
-    num_heads, num_kv_heads = case.heads
+def paged_layers(case: Case, num_layers: int) -> list[Run]:
+    """Functions that run the paged kernel once, each of a layer."""
     columns = -(-case.context // BLOCK_SIZE)
     num_rows = 1 if case.shared else case.batch
     num_blocks = 1 + num_rows * columns
-    shape = (num_blocks, num_kv_heads, BLOCK_SIZE, case.head_dim)
-    in_columns = (num_blocks, num_kv_heads, case.head_dim, BLOCK_SIZE)
-    key = stored(in_columns, case.dtype).transpose(2, 3)
-    cache = LayerCache(key=key, value=stored(shape, case.dtype))
-    blocks = torch.randperm(num_blocks - 1) + 1
-    tables = blocks.int().reshape(1, num_rows, columns).expand(1, case.batch, columns)
+    shape = (num_layers, num_blocks, case.heads[1], BLOCK_SIZE, case.head_dim)
+    in_columns = (*shape[:3], case.head_dim, BLOCK_SIZE)
+    keys = stored(in_columns, case.dtype).transpose(3, 4)
+    values = stored(shape, case.dtype)
+    return [
+        paged(case, LayerCache(key=key, value=value), torch.randperm(num_blocks - 1) + 1, num_rows)
+        for key, value in zip(keys, values, strict=True)
+    ]
+
+
+def paged(case: Case, cache: LayerCache, blocks: torch.Tensor, num_rows: int) -> Run:
+    """A function that runs the paged kernel once."""
+    num_heads, num_kv_heads = case.heads
+    tables = blocks.int().reshape(1, num_rows, -1).expand(1, case.batch, -1)
     tokens = case.batch * case.query_len
     layer = LayerSpec(
-        layer_idx=layer_idx,
+        layer_idx=0,
         num_query_heads=num_heads,
         num_kv_heads=num_kv_heads,
         k_dim=case.head_dim,
@@ -103,7 +110,7 @@ def paged(case: Case, layer_idx: int = 0) -> Run:
         storage=0,
         alias_of=None,
     )
-    backend = CpuBackend(layers={layer_idx: layer}, caches={layer_idx: cache})
+    backend = CpuBackend(layers={0: layer}, caches={0: cache})
     backend.plan(
         StepInputs(
             row_ids=torch.arange(case.batch, dtype=torch.int32),
@@ -200,7 +207,7 @@ def compare(
     case: Case, *, seconds: float, clock: Clock, reading: StreamingRead, peak: float
 ) -> None:
     """Prints one line of the table; memory is read in turns with both, for its speed changes by the minute."""
-    ours = in_turns([paged(case) for _ in range(case.num_layers)])
+    ours = in_turns(paged_layers(case, case.num_layers))
     peers = [in_turns([contiguous(case, expanded=False) for _ in range(case.num_layers)])]
     is_grouped = case.heads[0] != case.heads[1]
     group = case.heads[0] // case.heads[1]
@@ -218,7 +225,8 @@ def compare(
 def compare_shared(case: Case, *, seconds: float, clock: Clock) -> None:
     """Prints what sharing a prefix gains over distinct copies of its blocks."""
     distinct = replace(case, shared=False)
-    own, other = medians([paged(case), paged(distinct)], seconds=seconds, clock=clock)
+    runs = [in_turns(paged_layers(each, 1)) for each in (case, distinct)]
+    own, other = medians(runs, seconds=seconds, clock=clock)
     print(f"| shared: {case} | {own:.2f} | {other:.2f} (distinct) | {other / own:.1f}x |  |")
 
 

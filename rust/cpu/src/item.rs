@@ -21,13 +21,13 @@ use crate::dispatch::dispatch;
 use crate::element::Element;
 use crate::error::Error;
 use crate::isa::Isa;
-use crate::keys::{ChunkKeys, chunk_keys};
-use crate::pack::{ChunkRows, MAX_AHEAD, chunk_rows};
+use crate::keys::{ChunkKeys, chunk_keys, send_for_keys};
+use crate::pack::{ChunkRows, MAX_AHEAD, chunk_rows, send_for_rows};
 use crate::plan::{Item, Plan, Query};
 use crate::product::{CHUNK, MAX_ROWS, UNIT, block_size};
 use crate::simd::{Kernel, LANES, Line, Simd};
 use crate::softmax::{Part, State, merge};
-use crate::threads::for_each;
+use crate::threads::for_each_in_two;
 use crate::view::{View, ViewMut};
 
 /// Rows from which on it pays to rearrange values that are read more often than `MAX_READS`.
@@ -51,6 +51,8 @@ thread_local! {
 struct Scratch {
     /// `[block, k_dim, rows]`
     query: Vec<f32>,
+    /// `[k_dim]`: one query
+    wide: Vec<f32>,
     /// `[panel, k_dim, 16]`
     keys: Vec<Line>,
     /// `[unit, UNIT, 16]`
@@ -105,15 +107,15 @@ pub(crate) fn run_items<E: Element>(step: Step<'_, E>, isa: Isa) -> Result<(), E
             memory.resize(shape.iter().product(), 0.0);
         }
         let states = &ViewMut::contiguous("states", memory, shape)?;
-        for (items, is_final) in [(&plan.parts, false), (&plan.finals, true)] {
-            for_each(items.len(), plan.work, |index| {
-                SCRATCH.with_borrow_mut(|scratch| {
-                    let item = &items[index];
-                    dispatch(isa, ItemKernel { step, states, item, is_final, scratch });
-                });
-            })?;
-        }
-        Ok(())
+        let num_parts = plan.parts.len();
+        for_each_in_two(num_parts, plan.finals.len(), plan.work, |index| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let is_final = index >= num_parts;
+                let item =
+                    if is_final { &plan.finals[index - num_parts] } else { &plan.parts[index] };
+                dispatch(isa, ItemKernel { step, states, item, is_final, scratch });
+            });
+        })
     })
 }
 
@@ -129,6 +131,7 @@ struct ItemKernel<'a, E> {
 impl<E: Element> Kernel for ItemKernel<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(mut self) {
+        self.send_for_start::<S>();
         self.prepare::<S>();
         if self.is_final {
             self.start_from_parts::<S>();
@@ -202,7 +205,7 @@ impl<E: Element> ItemKernel<'_, E> {
         first_key.max(chunk * CHUNK)..end.min((chunk + 1) * CHUNK)
     }
 
-    /// Makes room, and lays out the scaled queries block by block.
+    /// Makes room, and lays out the scaled queries block by block if they are used.
     #[inline(always)]
     fn prepare<S: Simd>(&mut self) {
         let (k_dim, lines) = (self.k_dim(), self.output_length() / LANES);
@@ -217,18 +220,39 @@ impl<E: Element> ItemKernel<'_, E> {
         scratch.outputs.resize(num_rows * lines, Line::ZERO);
         scratch.states.clear();
         scratch.states.resize(num_rows, State::EMPTY);
+        if !self.item.chunks.is_empty() {
+            self.lay_out_queries::<S>();
+        }
+    }
+
+    #[inline(always)]
+    fn lay_out_queries<S: Simd>(&mut self) {
+        let (k_dim, scale) = (self.k_dim(), self.step.params.scale);
+        self.scratch.wide.resize(k_dim, 0.0);
         for block in self.blocks::<S>() {
             for (lane, row) in block.clone().enumerate() {
                 let (query, head) = self.query_and_head(row);
                 let elements = self.step.query.run([query.token, head, 0]);
-                let numbers = &mut self.scratch.query[block.start * k_dim..block.end * k_dim];
+                let Scratch { query, wide, .. } = &mut *self.scratch;
+                E::copy_widened(elements, wide);
+                let numbers = &mut query[block.start * k_dim..block.end * k_dim];
                 let numbers = numbers[lane..].iter_mut().step_by(block.len());
-                for (number, element) in numbers.zip(elements) {
-                    let mut wide = [0.0];
-                    E::copy_widened(std::slice::from_ref(element), &mut wide);
-                    *number = wide[0] * self.step.params.scale;
+                for (number, wide) in numbers.zip(wide) {
+                    *number = *wide * scale;
                 }
             }
+        }
+    }
+
+    /// Sends for the first keys and values: those after them are sent for as these are used.
+    #[inline(always)]
+    fn send_for_start<S: Simd>(&self) {
+        let chunk = self.item.chunks.start;
+        if !self.item.chunks.is_empty() {
+            let first = self.read(chunk).start - chunk * CHUNK;
+            let (keys, values) = self.stored(chunk);
+            send_for_keys::<S, E>(&keys, self.k_dim(), first);
+            send_for_rows::<S, E>(&values, self.v_dim(), first);
         }
     }
 

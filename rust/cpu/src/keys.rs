@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::attention::Keys;
 use crate::element::Element;
-use crate::pack::{ChunkRows, MAX_AHEAD, chunk_rows, pack_keys, rows_ahead};
+use crate::pack::{ChunkRows, MAX_AHEAD, chunk_rows, line, pack_keys, rows_ahead, send_for_rows};
 use crate::product::CHUNK;
 use crate::simd::{LANES, Simd};
 use crate::view::View;
@@ -63,6 +63,21 @@ impl<E: Element> ChunkColumns<E> {
         panels[end..].fill(after);
         let ahead = rows_ahead::<E>(dim).div_ceil(LANES).clamp(2, MAX_PANELS_AHEAD);
         Self { panels, stride: keys.strides()[2], ahead }
+    }
+}
+
+/// Sends for the keys from `first` on that none of the same chunk sends for as it is used.
+#[inline(always)]
+pub(crate) fn send_for_keys<S: Simd, E: Element>(keys: &ChunkKeys<E>, dim: usize, first: usize) {
+    match keys {
+        ChunkKeys::Rows(rows) => send_for_rows::<S, E>(rows, dim, first),
+        ChunkKeys::Columns(ChunkColumns { panels, stride, ahead }) => {
+            for panel in &panels[first / LANES..][..*ahead] {
+                for index in (0..dim).step_by((line::<E>() / stride).max(1)) {
+                    S::prefetch(panel.wrapping_add(index * stride).cast());
+                }
+            }
+        }
     }
 }
 

@@ -26,6 +26,16 @@ pub(crate) fn rows_ahead<E>(dim: usize) -> usize {
     rows.clamp(LANES, MAX_AHEAD) / LANES * LANES
 }
 
+/// Sends for the rows from `first` on that none of the same chunk sends for as it is used.
+#[inline(always)]
+pub(crate) fn send_for_rows<S: Simd, E: Element>(rows: &ChunkRows<E>, dim: usize, first: usize) {
+    for row in &rows[first..][..rows_ahead::<E>(dim)] {
+        for column in (0..dim).step_by(line::<E>()) {
+            S::prefetch(row.wrapping_add(column).cast());
+        }
+    }
+}
+
 /// The rows of `storage` at the positions `read`, of the chunk of the first of them and perhaps some
 /// of the next.
 #[inline(always)]
@@ -113,7 +123,7 @@ impl<'a, E: Element> Iterator for Lines<'a, E> {
 }
 
 /// Elements in a cache line.
-const fn line<E>() -> usize {
+pub(crate) const fn line<E>() -> usize {
     64 / size_of::<E>()
 }
 

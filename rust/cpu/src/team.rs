@@ -188,21 +188,37 @@ impl Desk {
 }
 
 /// Waits: awake at first, then asleep until the thread is unparked.
-#[expect(clippy::disallowed_methods, reason = "no result depends on this clock")]
 fn wait_until(is_over: impl Fn() -> bool) {
+    if !watch(&is_over) {
+        while !is_over() {
+            thread::park();
+        }
+    }
+}
+
+/// Waits for what takes a moment and nobody tells of: awake at first, then with naps.
+pub(crate) fn nap_until(is_over: impl Fn() -> bool) {
+    if !watch(&is_over) {
+        while !is_over() {
+            thread::sleep(PATIENCE);
+        }
+    }
+}
+
+/// Looks for as long as patience lasts; whether it is over.
+#[expect(clippy::disallowed_methods, reason = "no result depends on this clock")]
+fn watch(is_over: &impl Fn() -> bool) -> bool {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
         for _ in 0..LOOKS {
             if is_over() {
-                return;
+                return true;
             }
             std::hint::spin_loop();
         }
         thread::yield_now();
     }
-    while !is_over() {
-        thread::park();
-    }
+    false
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::available_parallelism;
 
 use crate::error::Error;
-use crate::team::Team;
+use crate::team::{Team, nap_until};
 
 /// Multiply-adds below which handing work to another thread costs more than it saves (some 5 us of
 /// work).
@@ -74,6 +74,38 @@ pub(crate) fn for_each_with_next(
             run(item, taken);
         }
     })
+}
+
+/// As [`for_each`], of which the first `num_first` items are done before any of the `num_then` others begins.
+pub(crate) fn for_each_in_two(
+    num_first: usize,
+    num_then: usize,
+    work: usize,
+    run: impl Fn(usize) + Sync,
+) -> Result<(), Error> {
+    let items = Items::new(num_first + num_then);
+    let left = AtomicUsize::new(num_first);
+    on_threads(num_first + num_then, work, || {
+        while let Some(item) = items.take() {
+            if item < num_first {
+                let _done = Done(&left);
+                run(item);
+            } else {
+                // Whoever does one of the first is awake, and has nothing to wait for.
+                nap_until(|| left.load(Ordering::Acquire) == 0);
+                run(item);
+            }
+        }
+    })
+}
+
+/// Counts an item off, also if it panics: others wait for it.
+struct Done<'a>(&'a AtomicUsize);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
 }
 
 /// Items that are not taken yet.
@@ -157,4 +189,38 @@ fn physical_cores() -> usize {
     cores.sort_unstable();
     cores.dedup();
     if cores.is_empty() { allowed } else { allowed.min(cores.len()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    const MUCH: usize = 100 * MIN_WORK_PER_THREAD;
+
+    #[test]
+    fn the_first_items_are_done_before_the_others_begin() {
+        for (num_first, num_then) in [(0, 3), (1, 1), (3, 0), (5, 9)] {
+            for work in [0, MUCH] {
+                let done = AtomicUsize::new(0);
+                let run = |item| {
+                    let seen = done.fetch_add(1, Ordering::SeqCst);
+                    assert!(item < num_first || seen >= num_first, "item {item} after {seen}");
+                };
+                (0..200).for_each(|_| {
+                    for_each_in_two(num_first, num_then, work, run).unwrap();
+                    assert_eq!(done.swap(0, Ordering::SeqCst), num_first + num_then);
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_among_the_first_items_keeps_nobody_waiting() {
+        let run = |item| assert_ne!(item, 1, "the second item");
+        let call = || for_each_in_two(4, 4, MUCH, run);
+        assert!(catch_unwind(AssertUnwindSafe(call)).is_err());
+        for_each_in_two(4, 4, MUCH, |_| ()).unwrap();
+    }
 }
