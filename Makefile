@@ -67,8 +67,8 @@ test: lint test-rust test-python test-wheel ## All that CI checks: lint, Rust an
 	printf '\n==> all checks passed in %d min %d s\n' $$((seconds / 60)) $$((seconds % 60))
 
 test-long: setup ## The long simulations and property tests (ten million operations; up to an hour)
-	$(call heading,'Rust: ignored (long) tests in a release build')
-	PROPTEST_CASES=$${PROPTEST_CASES:-20000} cargo test --locked --release -- --ignored
+	$(call heading,'Rust: many more cases, and the long tests, in a release build')
+	PROPTEST_CASES=$${PROPTEST_CASES:-20000} cargo test --locked --release -- --include-ignored
 	$(call heading,'Python: property tests over many more examples')
 	HYPOTHESIS_PROFILE=long $(PY) -m pytest -m 'hypothesis or slow' --timeout 3600
 

@@ -40,6 +40,17 @@ ws    ::= [ \t\n]*
 }
 
 #[test]
+fn alternatives_may_be_one_text_in_several_spellings() {
+    let grammar = "root ::= \"a\" | (\"aab\" | \"a\" \"ab\") root \"b\"";
+    check(grammar, &["a", "aabab", "aabaababb"], &["aab", "ab", "aababb"]);
+    let grammar = "root ::= (\"aab\" | [a] x) \"!\"\nx ::= \"ab\"";
+    check(grammar, &["aab!"], &["ab!", "aab"]);
+    let grammar =
+        "root ::= \"a\" | (\"aab\" | \"a\" \"ab\" | [a] x | x? \"!\") root \"b\"\nx ::= \"ab\"";
+    check(grammar, &["a", "aabab", "aab!ab!abbb", "!ab"], &["aab", "aabb", "ab!a"]);
+}
+
+#[test]
 fn json_with_every_kind_of_escape_is_read() {
     let json = r#"
 root   ::= object

@@ -6,6 +6,7 @@
 
 mod automaton;
 mod compiler;
+mod distinct;
 mod division;
 mod exact;
 mod expression;

@@ -6,12 +6,15 @@ use std::fmt::Write;
 use llguidance::api::TopLevelGrammar;
 use llguidance::regex_to_lark;
 
+use super::automaton::Fuel;
 use super::expression::{Class, Expression, FreeText, Rules};
 use super::layout::{Layout, Node};
-use super::{GrammarError, check, exact};
+use super::{GrammarError, check, distinct, exact};
 
 /// Definitions are compiled inside one another, so that their number bounds the stack.
 const MAX_DEFINITIONS: usize = 4096;
+/// Characters of alternatives that are compared.
+const MAX_SPELLED: usize = 1 << 20;
 
 pub(super) fn to_grammar(rules: &Rules) -> Result<TopLevelGrammar, GrammarError> {
     Ok(TopLevelGrammar::from_lark(to_lark(rules)?))
@@ -20,7 +23,13 @@ pub(super) fn to_grammar(rules: &Rules) -> Result<TopLevelGrammar, GrammarError>
 fn to_lark(rules: &Rules) -> Result<String, GrammarError> {
     let mut layout = Layout::new(rules);
     exact::divide(&mut layout, rules);
-    let mut writer = Writer { lark: format!("start: r{}\n", rules.start), ..Writer::default() };
+    let mut writer = Writer {
+        rules,
+        lark: format!("start: r{}\n", rules.start),
+        num_definitions: 0,
+        names: HashMap::new(),
+        fuel: Fuel(MAX_SPELLED),
+    };
     for (i, is_regular) in rules.regular().into_iter().enumerate() {
         if is_regular {
             let body = writer.lexeme(&rules.rules[i])?;
@@ -40,15 +49,17 @@ fn to_lark(rules: &Rules) -> Result<String, GrammarError> {
     Ok(writer.lark)
 }
 
-#[derive(Default)]
-struct Writer {
+struct Writer<'a> {
+    rules: &'a Rules,
     lark: String,
     num_definitions: usize,
     /// Names of the parts that have no other, by what they are.
     names: HashMap<String, String>,
+    /// What is left for telling alternatives apart.
+    fuel: Fuel,
 }
 
-impl Writer {
+impl Writer<'_> {
     fn define(&mut self, name: &str, body: &str) -> Result<(), GrammarError> {
         self.num_definitions += 1;
         check("rules and groups of the grammar", self.num_definitions, MAX_DEFINITIONS)?;
@@ -76,7 +87,10 @@ impl Writer {
             Expression::Free(free) => Ok(free_text(free)),
             Expression::Rule(rule) => Ok(format!("R{rule}")),
             Expression::Sequence(elements) => Ok(self.lexeme_parts(elements)?.join(" ")),
-            Expression::Either(elements) => Ok(self.lexeme_parts(elements)?.join(" | ")),
+            Expression::Either(elements) => {
+                let alternatives = distinct::alternatives(elements, self.rules, &mut self.fuel);
+                Ok(self.lexeme_parts(alternatives.as_ref().unwrap_or(elements))?.join(" | "))
+            }
             Expression::Repeat { what, min, max } => {
                 Ok(repeated(self.lexeme_part(what)?, *min, *max))
             }
@@ -216,6 +230,13 @@ mod tests {
         let class = |is_negated| Class { ranges: vec![('/', ']'), ('é', 'é')], is_negated };
         assert_eq!(class_regex(&class(false)), r"/[\u{2f}-\u{5d}\u{e9}-\u{e9}]/");
         assert_eq!(class_regex(&class(true)), r"/[^\u{2f}-\u{5d}\u{e9}-\u{e9}]/");
+    }
+
+    #[test]
+    fn alternatives_that_are_spelled_alike_are_written_once() {
+        let row = Expression::Sequence(vec![text("a"), text("b")]);
+        let any = Expression::Either(vec![text("ab"), row, text("c")]);
+        assert_eq!(lark(vec![any]), "start: r0\nR0: \"ab\" | \"c\"\nL0: \"ab\" | \"c\"\nr0: L0\n");
     }
 
     #[test]
