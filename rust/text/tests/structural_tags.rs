@@ -1,25 +1,10 @@
 //! Structural tags: which texts they allow, byte by byte, and what is wrong with those that are refused.
 
-use std::sync::OnceLock;
+mod support;
 
-use pagedkv_text::{
-    GrammarCompiler, GrammarLimits, GrammarSource, JsonOptions, Spelling, TokenTable,
-};
+use pagedkv_text::{GrammarSource, JsonOptions};
 use serde_json::{Value, json};
-
-const VOCAB_SIZE: usize = 256;
-
-fn compiler() -> &'static GrammarCompiler {
-    static COMPILER: OnceLock<GrammarCompiler> = OnceLock::new();
-    COMPILER.get_or_init(|| {
-        let bytes: Vec<String> = (0..=255u8).map(|byte| format!("<0x{byte:02X}>")).collect();
-        let tokens = bytes.iter().map(|token| Some(token.as_str()));
-        let spelling =
-            Spelling::Fallback { replacements: vec![], has_byte_tokens: true, strip: None };
-        let table = TokenTable::new(spelling, tokens, |_| false).unwrap();
-        GrammarCompiler::new(&table, VOCAB_SIZE, GrammarLimits::default()).unwrap()
-    })
-}
+use support::{VOCAB_SIZE, compile};
 
 fn options() -> JsonOptions {
     JsonOptions { any_whitespace: false, whitespace_pattern: None, additional_properties: true }
@@ -34,8 +19,8 @@ fn format(format: &Value) -> GrammarSource {
 }
 
 /// Whether a text may be generated, and whether it may end there. Every byte is asked of a mask too.
-fn reads(source: &GrammarSource, text: &str) -> (bool, bool) {
-    let mut matcher = compiler().compile(source).unwrap().matcher();
+fn allows(source: &GrammarSource, text: &str) -> (bool, bool) {
+    let mut matcher = compile(source).unwrap().matcher();
     let mut mask = [0_u32; VOCAB_SIZE / 32];
     for byte in text.bytes() {
         matcher.fill_mask(&mut mask).unwrap();
@@ -54,7 +39,7 @@ fn check(source: &GrammarSource, complete: &[&str], beginnings: &[&str], refused
         [(complete, (true, true)), (beginnings, (true, false)), (refused, (false, false))]
     {
         for text in texts {
-            assert_eq!(reads(source, text), expected, "{text:?}");
+            assert_eq!(allows(source, text), expected, "{text:?}");
         }
     }
 }
@@ -313,8 +298,7 @@ const MISTAKES_OF_FORMATS: [(&str, &str); 19] = [
 #[track_caller]
 fn is_refused(tag: String, part: &str) {
     let source = GrammarSource::StructuralTag { tag, options: options() };
-    let Err(error) = compiler().compile(&source) else { panic!("{source:?} was compiled") };
-    let message = error.to_string();
+    let Err(message) = compile(&source) else { panic!("{source:?} was compiled") };
     assert!(message.contains(part), "{source:?}: {message}");
     assert!(message.len() < 400 && !message.starts_with("at "), "{message}");
 }
@@ -343,18 +327,15 @@ fn hostile_tags_are_refused_or_run() {
         .map(|i| json!({"begin": format!("<{i}>"), "schema": {"type": "integer"}, "end": ">"}))
         .collect();
     let many = json!({"structures": structures, "triggers": ["<"]});
-    let error = compiler().compile(&source(&many)).err().expect("it is refused");
-    assert!(
-        error.to_string().contains("rules and groups of the grammar must be at most"),
-        "{error}"
-    );
+    let error = compile(&source(&many)).err().expect("it is refused");
+    assert!(error.contains("rules and groups of the grammar must be at most"), "{error}");
     let some = json!({"structures": structures[..500], "triggers": ["<"]});
     check(&source(&some), &["<123>4>"], &["<4"], &["<a"]);
     let triggers: Vec<String> = (0..500).map(|i| format!("{}!", "a".repeat(i))).collect();
     let hidden = json!({"structures": [{"begin": triggers[0], "schema": {}, "end": ""}], "triggers": triggers});
-    assert!(compiler().compile(&source(&hidden)).is_err());
+    assert!(compile(&source(&hidden)).is_err());
     let long = json!({"type": "any_text", "excludes": ["ab".repeat(20_000)]});
-    assert!(reads(&format(&long), "abab").1);
+    assert!(support::reads(&compile(&format(&long)).unwrap(), "abab"));
 }
 
 /// What is looked for is copied for each place where it is: squares of a megabyte would be terabytes.
@@ -375,7 +356,7 @@ fn many_ends_and_triggers_are_refused_before_they_are_multiplied() {
         tag("", &json!({"type": "or", "elements": vec![&any; 20_000]}), &json!(numbers(100))),
         tag("", &json!({"type": "or", "elements": alternatives}), &json!(numbers(400))),
     ] {
-        let error = compiler().compile(&self::format(&format)).err().expect("it is refused");
-        assert!(error.to_string().contains(part), "{error}");
+        let error = compile(&self::format(&format)).err().expect("it is refused");
+        assert!(error.contains(part), "{error}");
     }
 }

@@ -32,6 +32,7 @@ impl Layout {
         for rule in self.rules.iter_mut().flatten() {
             rule.replace_lexemes(&mut |lexeme| parts.get_mut(lexeme).and_then(Option::take));
         }
+        self.renumber();
     }
 
     fn parts(&mut self, expression: Expression, rules: &Rules) -> Node {
@@ -84,7 +85,7 @@ impl Layout {
     }
 
     /// Leaves out the lexemes that were divided.
-    pub(super) fn renumber(&mut self) {
+    fn renumber(&mut self) {
         let old = std::mem::take(&mut self.lexemes);
         let mut new = Vec::with_capacity(old.len());
         for rule in self.rules.iter_mut().flatten() {

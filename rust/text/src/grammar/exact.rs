@@ -23,7 +23,6 @@ pub(super) fn divide(layout: &mut Layout, rules: &Rules) {
     {
         layout.divide(&greedy, rules);
     }
-    layout.renumber();
 }
 
 /// Sets of lexemes as bits.

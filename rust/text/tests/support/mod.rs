@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use pagedkv_text::{Grammar, GrammarCompiler, GrammarLimits, GrammarSource, Spelling, TokenTable};
 
-const VOCAB_SIZE: usize = 256;
+pub(crate) const VOCAB_SIZE: usize = 256;
 
 /// The grammar, or what is wrong with it.
 pub(crate) fn compile(source: &GrammarSource) -> Result<Grammar, String> {
