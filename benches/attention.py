@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -51,9 +52,14 @@ class Case:
         return 1 if self.query_len > 1 else max(1, -(-COLD_BYTES // self.kv_bytes))
 
     @property
+    def num_tables(self) -> int:
+        """Rows with blocks of their own."""
+        return 1 if self.shared else self.batch
+
+    @property
     def kv_bytes(self) -> int:
         """Bytes of the keys and values of a layer."""
-        size = self.batch * self.context * self.heads[1] * self.head_dim
+        size = self.num_tables * self.context * self.heads[1] * self.head_dim
         return 2 * size * torch.finfo(self.dtype).bits // 8
 
     @property
@@ -75,30 +81,29 @@ def stored(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return storage.copy_(torch.randn(shape))
 
 
-def paged_layers(case: Case, num_layers: int) -> list[Run]:
-    """Functions that run the paged kernel once, each of a layer."""
+def paged_layers(case: Case) -> list[Run]:
+    """Functions that run the paged kernel once, each for one layer of a model in one step."""
     columns = -(-case.context // BLOCK_SIZE)
-    num_rows = 1 if case.shared else case.batch
-    num_blocks = 1 + num_rows * columns
-    shape = (num_layers, num_blocks, case.heads[1], BLOCK_SIZE, case.head_dim)
+    num_blocks = 1 + case.num_tables * columns
+    shape = (case.num_layers, num_blocks, case.heads[1], BLOCK_SIZE, case.head_dim)
     in_columns = (*shape[:3], case.head_dim, BLOCK_SIZE)
     keys = stored(in_columns, case.dtype).transpose(3, 4)
     values = stored(shape, case.dtype)
-    return [
-        paged(case, LayerCache(key=key, value=value), torch.randperm(num_blocks - 1) + 1, num_rows)
-        for key, value in zip(keys, values, strict=True)
-    ]
-
-
-def paged(case: Case, cache: LayerCache, blocks: torch.Tensor, num_rows: int) -> Run:
-    """A function that runs the paged kernel once."""
-    num_heads, num_kv_heads = case.heads
-    tables = blocks.int().reshape(1, num_rows, -1).expand(1, case.batch, -1)
+    layers = {index: layer_spec(case, index) for index in range(case.num_layers)}
+    caches = {index: LayerCache(key=keys[index], value=values[index]) for index in layers}
+    backend = CpuBackend(layers=layers, caches=caches)
+    backend.plan(step_inputs(case, torch.randperm(num_blocks - 1) + 1))
     tokens = case.batch * case.query_len
-    layer = LayerSpec(
-        layer_idx=0,
-        num_query_heads=num_heads,
-        num_kv_heads=num_kv_heads,
+    query = torch.randn(tokens, case.heads[0], case.head_dim).to(case.dtype)
+    return [partial(backend.attend, layer, query, None) for layer in layers.values()]
+
+
+def layer_spec(case: Case, index: int) -> LayerSpec:
+    """A layer with full attention."""
+    return LayerSpec(
+        layer_idx=index,
+        num_query_heads=case.heads[0],
+        num_kv_heads=case.heads[1],
         k_dim=case.head_dim,
         v_dim=case.head_dim,
         scale=case.head_dim**-0.5,
@@ -107,26 +112,27 @@ def paged(case: Case, cache: LayerCache, blocks: torch.Tensor, num_rows: int) ->
         kind="full",
         window=None,
         group=0,
-        storage=0,
+        storage=index,
         alias_of=None,
     )
-    backend = CpuBackend(layers={0: layer}, caches={0: cache})
-    backend.plan(
-        StepInputs(
-            row_ids=torch.arange(case.batch, dtype=torch.int32),
-            query_start_loc=torch.arange(case.batch + 1, dtype=torch.int32) * case.query_len,
-            seq_lens=torch.full((case.batch,), case.context, dtype=torch.int32),
-            input_ids=torch.zeros(tokens, dtype=torch.int32),
-            positions=torch.zeros(tokens, dtype=torch.int32),
-            slot_mapping=torch.zeros(1, tokens, dtype=torch.int64),
-            block_tables=tables.contiguous(),
-            logits_indices=torch.zeros(0, dtype=torch.int32),
-            block_copies=torch.zeros(0, 3, dtype=torch.int32),
-            num_tokens_padded=tokens,
-        )
+
+
+def step_inputs(case: Case, blocks: torch.Tensor) -> StepInputs:
+    """The step of a case, its rows with these blocks."""
+    tokens = case.batch * case.query_len
+    tables = blocks.int().reshape(1, case.num_tables, -1).expand(1, case.batch, -1)
+    return StepInputs(
+        row_ids=torch.arange(case.batch, dtype=torch.int32),
+        query_start_loc=torch.arange(case.batch + 1, dtype=torch.int32) * case.query_len,
+        seq_lens=torch.full((case.batch,), case.context, dtype=torch.int32),
+        input_ids=torch.zeros(tokens, dtype=torch.int32),
+        positions=torch.zeros(tokens, dtype=torch.int32),
+        slot_mapping=torch.zeros(1, tokens, dtype=torch.int64),
+        block_tables=tables.contiguous(),
+        logits_indices=torch.zeros(0, dtype=torch.int32),
+        block_copies=torch.zeros(0, 3, dtype=torch.int32),
+        num_tokens_padded=tokens,
     )
-    query = torch.randn(tokens, num_heads, case.head_dim).to(case.dtype)
-    return lambda: backend.attend(layer, query, None)
 
 
 def contiguous(case: Case, *, expanded: bool) -> Run:
@@ -207,7 +213,7 @@ def compare(
     case: Case, *, seconds: float, clock: Clock, reading: StreamingRead, peak: float
 ) -> None:
     """Prints one line of the table; memory is read in turns with both, for its speed changes by the minute."""
-    ours = in_turns(paged_layers(case, case.num_layers))
+    ours = in_turns(paged_layers(case))
     peers = [in_turns([contiguous(case, expanded=False) for _ in range(case.num_layers)])]
     is_grouped = case.heads[0] != case.heads[1]
     group = case.heads[0] // case.heads[1]
@@ -219,15 +225,15 @@ def compare(
         share = f"{case.kv_bytes / reading.nbytes * read_ms / own:.0%} of bandwidth"
     else:
         share = f"{case.flops / peak * 1e3 / own:.0%} of matmul"
-    print(f"| {case} | {own:.2f} | {torch_ms:.2f} | {own / torch_ms:.2f} | {share} |", flush=True)
+    print(f"| {case} | {own:.3f} | {torch_ms:.3f} | {own / torch_ms:.2f} | {share} |", flush=True)
 
 
 def compare_shared(case: Case, *, seconds: float, clock: Clock) -> None:
-    """Prints what sharing a prefix gains over distinct copies of its blocks."""
-    distinct = replace(case, shared=False)
-    runs = [in_turns(paged_layers(each, 1)) for each in (case, distinct)]
+    """Prints what sharing a prefix gains over distinct copies of its blocks; neither finds a layer in a cache."""
+    cases = (case, replace(case, shared=False))
+    runs = [in_turns(paged_layers(each)) for each in cases]
     own, other = medians(runs, seconds=seconds, clock=clock)
-    print(f"| shared: {case} | {own:.2f} | {other:.2f} (distinct) | {other / own:.1f}x |  |")
+    print(f"| shared: {case} | {own:.3f} | {other:.3f} (distinct) | {other / own:.1f}x |  |")
 
 
 def cases(*, quick: bool) -> Iterator[Case]:
