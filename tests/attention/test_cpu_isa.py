@@ -102,6 +102,18 @@ def test_values_may_be_the_first_columns_of_the_keys():
     torch.testing.assert_close(*outputs, **tolerances(batch))
 
 
+@pytest.mark.parametrize("position", [100, 700])
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_an_infinite_value_makes_an_output_infinite_not_nan(num_threads, position):
+    _core.set_num_threads(num_threads)
+    batch = make_batch(layer_spec(), [Row(seq_len=1300, query_len=1)])
+    block = batch.step.block_tables[GROUP, batch.step.row_ids[0], position // 16]
+    batch.cache.value[block, :, position % 16, 3] = torch.inf
+    outputs = [batch.run(kind)[0] for kind in (CpuBackend, TorchBackend)]
+    assert outputs[0][..., 3].isinf().all()
+    torch.testing.assert_close(*outputs, **tolerances(batch))
+
+
 def test_the_plain_form_is_announced_once_and_an_unknown_instruction_set_is_named():
     before = _core.cpu_isa()
     batch = make_batch(layer_spec(), [Row(seq_len=150, query_len=20)])

@@ -11,6 +11,8 @@
 //! are few, used where they are stored. Queries go in blocks of up to six rows (tokens x heads of the group).
 
 mod fold;
+mod source;
+mod span;
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -21,12 +23,10 @@ use crate::dispatch::dispatch;
 use crate::element::Element;
 use crate::error::Error;
 use crate::isa::Isa;
-use crate::keys::{ChunkKeys, chunk_keys, send_for_keys};
-use crate::pack::{ChunkRows, MAX_AHEAD, chunk_rows, send_for_rows};
 use crate::plan::{Item, Plan, Query};
 use crate::product::{CHUNK, MAX_ROWS, UNIT, block_size};
 use crate::simd::{Kernel, LANES, Line, Simd};
-use crate::softmax::{Part, State, merge};
+use crate::softmax::State;
 use crate::threads::for_each_in_two;
 use crate::view::{View, ViewMut};
 
@@ -38,7 +38,8 @@ const MAX_READS: usize = 2;
 /// Panels of keys that are packed and used together where there is one block of rows.
 const PANELS_AT_ONCE: usize = 4;
 
-/// Numbers before the outputs of a stored state: its largest score and its sum, in a whole line.
+/// Numbers before the outputs of a stored state, in a whole line: its largest score, its sum, and how many
+/// chunks it stands for.
 const STATE_HEADER: usize = LANES;
 
 thread_local! {
@@ -57,14 +58,20 @@ struct Scratch {
     keys: Vec<Line>,
     /// `[unit, UNIT, 16]`
     values: Vec<Line>,
-    /// `[row, v_lines]`: outputs over the chunks so far
+    /// `[row, v_lines]`: outputs over the spans so far
     outputs: Vec<Line>,
+    /// `[row, v_lines]`: outputs over the chunks of the open span so far
+    span_outputs: Vec<Line>,
     /// `[MAX_ROWS, v_lines]`: outputs of a block over one chunk
     added: Vec<Line>,
     /// `[MAX_ROWS, CHUNK]`: scores, then weights of a block in one chunk
     weights: Vec<[f32; CHUNK]>,
-    /// One for each block, at the index of its first row
+    /// One for each block, at the index of its first row: of the spans so far
     states: Vec<State>,
+    /// The same of the open span
+    span_states: Vec<State>,
+    /// The item whose first keys and values the one before it has sent for
+    sent_for: Option<usize>,
 }
 
 /// Cuts rows into blocks, of which all but the last few are the largest that S has registers for.
@@ -108,12 +115,27 @@ pub(crate) fn run_items<E: Element>(step: Step<'_, E>, isa: Isa) -> Result<(), E
         }
         let states = &ViewMut::contiguous("states", memory, shape)?;
         let num_parts = plan.parts.len();
-        for_each_in_two(num_parts, plan.finals.len(), plan.work, |index| {
+        let item = |index: usize| match index.checked_sub(num_parts) {
+            Some(index) => &plan.finals[index],
+            None => &plan.parts[index],
+        };
+        for_each_in_two(num_parts, plan.finals.len(), plan.work, |index, next| {
             SCRATCH.with_borrow_mut(|scratch| {
-                let is_final = index >= num_parts;
-                let item =
-                    if is_final { &plan.finals[index - num_parts] } else { &plan.parts[index] };
-                dispatch(isa, ItemKernel { step, states, item, is_final, scratch });
+                let is_sent_for = scratch.sent_for == Some(index);
+                let (own, is_final) = (item(index), index >= num_parts);
+                scratch.sent_for = next.filter(|_| !own.chunks.is_empty());
+                let next = next.map(item);
+                let kernel = ItemKernel {
+                    step,
+                    states,
+                    item: own,
+                    next,
+                    is_final,
+                    is_sent_for,
+                    span: 0..0,
+                    scratch,
+                };
+                dispatch(isa, kernel);
             });
         })
     })
@@ -124,21 +146,31 @@ struct ItemKernel<'a, E> {
     /// States of chunks, each used by one item at a time.
     states: &'a ViewMut<'a, f32, 2>,
     item: &'a Item,
+    /// The item that the thread does after this one, if that is known.
+    next: Option<&'a Item>,
     is_final: bool,
+    is_sent_for: bool,
+    /// The chunks of the open span whose states are merged already.
+    span: Range<usize>,
     scratch: &'a mut Scratch,
 }
 
 impl<E: Element> Kernel for ItemKernel<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(mut self) {
-        self.send_for_start::<S>();
+        if !self.is_sent_for {
+            self.step.send_for_start::<S>(self.item);
+        }
         self.prepare::<S>();
         if self.is_final {
             self.start_from_parts::<S>();
         }
         for chunk in self.item.chunks.clone() {
+            self.enter::<S>(chunk);
             self.fold_chunk::<S>(chunk);
+            self.span.end = chunk + 1;
         }
+        self.close::<S>();
         if self.is_final {
             self.write_outputs::<S>();
         }
@@ -152,20 +184,10 @@ impl<E: Element> ItemKernel<'_, E> {
         self.step.query.shape()[1] / self.step.kv.keys.shape()[1]
     }
 
-    #[inline(always)]
-    fn k_dim(&self) -> usize {
-        self.step.kv.keys.shape()[3]
-    }
-
-    #[inline(always)]
-    fn v_dim(&self) -> usize {
-        self.step.kv.values.shape()[3]
-    }
-
     /// Numbers of an output in scratch memory.
     #[inline(always)]
     fn output_length(&self) -> usize {
-        self.v_dim().next_multiple_of(LANES)
+        self.step.v_dim().next_multiple_of(LANES)
     }
 
     #[inline(always)]
@@ -195,20 +217,10 @@ impl<E: Element> ItemKernel<'_, E> {
         first.min(end)..end
     }
 
-    /// The positions in a chunk that some query of the item attends: those of a row's queries leave
-    /// no gap, and rows that share a chunk attend it whole.
-    #[inline(always)]
-    fn read(&self, chunk: usize) -> Range<usize> {
-        let queries = &self.step.plan.queries[self.item.queries.clone()];
-        let first_key = self.step.params.mask.first_key(queries[0].position);
-        let end = queries[queries.len() - 1].position + 1;
-        first_key.max(chunk * CHUNK)..end.min((chunk + 1) * CHUNK)
-    }
-
     /// Makes room, and lays out the scaled queries block by block if they are used.
     #[inline(always)]
     fn prepare<S: Simd>(&mut self) {
-        let (k_dim, lines) = (self.k_dim(), self.output_length() / LANES);
+        let (k_dim, lines) = (self.step.k_dim(), self.output_length() / LANES);
         let num_rows = self.num_rows();
         let scratch = &mut *self.scratch;
         scratch.query.resize(num_rows * k_dim, 0.0);
@@ -216,10 +228,14 @@ impl<E: Element> ItemKernel<'_, E> {
         scratch.values.resize(UNIT * lines, Line::ZERO);
         scratch.added.resize(MAX_ROWS * lines, Line::ZERO);
         scratch.weights.resize(MAX_ROWS, [0.0; CHUNK]);
-        scratch.outputs.clear();
-        scratch.outputs.resize(num_rows * lines, Line::ZERO);
-        scratch.states.clear();
-        scratch.states.resize(num_rows, State::EMPTY);
+        for outputs in [&mut scratch.outputs, &mut scratch.span_outputs] {
+            outputs.clear();
+            outputs.resize(num_rows * lines, Line::ZERO);
+        }
+        for states in [&mut scratch.states, &mut scratch.span_states] {
+            states.clear();
+            states.resize(num_rows, State::EMPTY);
+        }
         if !self.item.chunks.is_empty() {
             self.lay_out_queries::<S>();
         }
@@ -227,7 +243,7 @@ impl<E: Element> ItemKernel<'_, E> {
 
     #[inline(always)]
     fn lay_out_queries<S: Simd>(&mut self) {
-        let (k_dim, scale) = (self.k_dim(), self.step.params.scale);
+        let (k_dim, scale) = (self.step.k_dim(), self.step.params.scale);
         self.scratch.wide.resize(k_dim, 0.0);
         for block in self.blocks::<S>() {
             for (lane, row) in block.clone().enumerate() {
@@ -242,74 +258,6 @@ impl<E: Element> ItemKernel<'_, E> {
                 }
             }
         }
-    }
-
-    /// Sends for the first keys and values: those after them are sent for as these are used.
-    #[inline(always)]
-    fn send_for_start<S: Simd>(&self) {
-        let chunk = self.item.chunks.start;
-        if !self.item.chunks.is_empty() {
-            let first = self.read(chunk).start - chunk * CHUNK;
-            let (keys, values) = self.stored(chunk);
-            send_for_keys::<S, E>(&keys, self.k_dim(), first);
-            send_for_rows::<S, E>(&values, self.v_dim(), first);
-        }
-    }
-
-    /// Starts from the sinks and the chunks that were parts.
-    #[inline(always)]
-    fn start_from_parts<S: Simd>(&mut self) {
-        let length = self.output_length();
-        for block in self.blocks::<S>() {
-            let mut state = State::EMPTY;
-            if let Some(sinks) = self.step.params.sinks {
-                for (lane, row) in block.clone().enumerate() {
-                    state.largest.0[lane] = sinks[self.query_and_head(row).1];
-                    state.sum.0[lane] = 1.0;
-                }
-            }
-            let outputs = self.scratch.outputs.as_mut_ptr().cast::<f32>();
-            let first_query = self.query_and_head(block.start).0;
-            for chunk in first_query.first_chunk..self.item.parts_end {
-                let mut part = Part { state: State::EMPTY, outputs: [None; MAX_ROWS] };
-                for (lane, row) in block.clone().enumerate() {
-                    let (query, head) = self.query_and_head(row);
-                    if self.attended(query, chunk).is_empty() {
-                        continue;
-                    }
-                    let stored = &*self.stored_state(query, head, chunk);
-                    part.state.largest.0[lane] = stored[0];
-                    part.state.sum.0[lane] = stored[1];
-                    part.outputs[lane] = Some(stored[STATE_HEADER..].as_ptr());
-                }
-                // SAFETY: outputs have room for all rows of the item, stored ones are as long.
-                unsafe { merge::<S>(&mut state, outputs.add(block.start * length), length, &part) };
-            }
-            self.scratch.states[block.start] = state;
-        }
-    }
-
-    /// Where the state of a query over one chunk is stored.
-    #[inline(always)]
-    #[expect(clippy::mut_from_ref, reason = "states are disjoint, and used by one item at a time")]
-    fn stored_state(&self, query: Query, head: usize, chunk: usize) -> &mut [f32] {
-        let num_heads = self.step.query.shape()[1];
-        let index = query.first_state + (chunk - query.first_chunk) * num_heads + head;
-        // SAFETY: one part writes it, then one final item reads it.
-        unsafe { self.states.run_shared([index, 0]) }
-    }
-
-    /// The keys and values of a chunk, and the first of the next.
-    #[inline(always)]
-    fn stored(&self, chunk: usize) -> (ChunkKeys<E>, ChunkRows<E>) {
-        let table = self.step.block_tables.run([self.item.table_row, 0]);
-        let mut read = self.read(chunk);
-        if chunk + 1 < self.item.chunks.end {
-            read.end += self.read(chunk + 1).len().min(MAX_AHEAD);
-        }
-        let PagedKv { keys, values } = self.step.kv;
-        let kv_head = self.item.kv_head;
-        (chunk_keys(keys, table, kv_head, &read), chunk_rows(values, table, kv_head, &read))
     }
 
     /// Divides by the sums, and rounds to the element.
@@ -327,7 +275,7 @@ impl<E: Element> ItemKernel<'_, E> {
                         let number = S::div(S::load(numbers.add(first)), sum);
                         S::store(number, numbers.add(first));
                     }
-                    std::slice::from_raw_parts(numbers, self.v_dim())
+                    std::slice::from_raw_parts(numbers, self.step.v_dim())
                 };
                 let (query, head) = self.query_and_head(row);
                 // SAFETY: final items are distinct (tokens, KV head), so no one else has this row.

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use crate::attention::Keys;
 use crate::element::Element;
-use crate::pack::{ChunkRows, MAX_AHEAD, chunk_rows, line, pack_keys, rows_ahead, send_for_rows};
+use crate::pack::{
+    ChunkRows, MAX_AHEAD, Slots, chunk_rows, line, pack_keys, rows_ahead, send_for_rows,
+};
 use crate::product::CHUNK;
 use crate::simd::{LANES, Simd};
 use crate::view::View;
@@ -19,8 +21,8 @@ pub(crate) enum ChunkKeys<E> {
     Columns(ChunkColumns<E>),
 }
 
-/// Where the panels of a chunk of keys in columns start, and some of the next; those that no query
-/// reads repeat a neighbour that one does.
+/// Where the panels of a chunk of keys in columns start, and behind the last of them the first that are
+/// used after it; those that no query reads repeat a neighbour that one does.
 pub(crate) struct ChunkColumns<E> {
     panels: [*const E; CHUNK / LANES + MAX_PANELS_AHEAD],
     /// Elements from one number of a key to the next.
@@ -29,35 +31,35 @@ pub(crate) struct ChunkColumns<E> {
     ahead: usize,
 }
 
-/// The keys at the positions `read`, of the chunk of the first of them and perhaps some of the next.
+/// The keys in the slots of a chunk, `own`, and behind them those `following`.
 #[inline(always)]
 pub(crate) fn chunk_keys<E: Element>(
     keys: Keys<'_, E>,
-    table: &[i32],
-    kv_head: usize,
-    read: &Range<usize>,
+    own: &Slots<'_>,
+    following: Option<&Slots<'_>>,
 ) -> ChunkKeys<E> {
     match keys {
-        Keys::Rows(rows) => ChunkKeys::Rows(chunk_rows(rows, table, kv_head, read)),
-        Keys::Columns(columns) => {
-            ChunkKeys::Columns(ChunkColumns::new(columns, table, kv_head, read))
-        }
+        Keys::Rows(rows) => ChunkKeys::Rows(chunk_rows(rows, own, following)),
+        Keys::Columns(columns) => ChunkKeys::Columns(ChunkColumns::new(columns, own, following)),
     }
 }
 
 impl<E: Element> ChunkColumns<E> {
     #[inline(always)]
-    fn new(keys: View<'_, E, 4>, table: &[i32], kv_head: usize, read: &Range<usize>) -> Self {
+    fn new(keys: View<'_, E, 4>, own: &Slots<'_>, following: Option<&Slots<'_>>) -> Self {
         let [_, _, dim, block_size] = keys.shape();
-        let first_panel = read.start / CHUNK * CHUNK / LANES;
-        let read = read.start / LANES..read.end.div_ceil(LANES);
         let mut panels = [std::ptr::null(); CHUNK / LANES + MAX_PANELS_AHEAD];
-        for panel in read.clone() {
-            let position = panel * LANES;
-            let columns = keys.matrix(table[position / block_size] as usize, kv_head);
-            panels[panel - first_panel] = columns.column_start(position % block_size);
+        let first = own.positions.start % CHUNK / LANES;
+        let mut end = first;
+        for Slots { table, kv_head, positions } in [Some(own), following].into_iter().flatten() {
+            for panel in positions.start / LANES..positions.end.div_ceil(LANES) {
+                let Some(start) = panels.get_mut(end) else { break };
+                let position = panel * LANES;
+                let columns = keys.matrix(table[position / block_size] as usize, *kv_head);
+                *start = columns.column_start(position % block_size);
+                end += 1;
+            }
         }
-        let (first, end) = (read.start - first_panel, read.end - first_panel);
         let (before, after) = (panels[first], panels[end - 1]);
         panels[..first].fill(before);
         panels[end..].fill(after);
@@ -66,13 +68,17 @@ impl<E: Element> ChunkColumns<E> {
     }
 }
 
-/// Sends for the keys from `first` on that none of the same chunk sends for as it is used.
+/// Sends for the keys at some positions of a chunk.
 #[inline(always)]
-pub(crate) fn send_for_keys<S: Simd, E: Element>(keys: &ChunkKeys<E>, dim: usize, first: usize) {
+pub(crate) fn send_for_keys<S: Simd, E: Element>(
+    keys: &ChunkKeys<E>,
+    dim: usize,
+    positions: Range<usize>,
+) {
     match keys {
-        ChunkKeys::Rows(rows) => send_for_rows::<S, E>(rows, dim, first),
-        ChunkKeys::Columns(ChunkColumns { panels, stride, ahead }) => {
-            for panel in &panels[first / LANES..][..*ahead] {
+        ChunkKeys::Rows(rows) => send_for_rows::<S, E>(rows, dim, positions),
+        ChunkKeys::Columns(ChunkColumns { panels, stride, .. }) => {
+            for panel in &panels[positions.start / LANES..positions.end.div_ceil(LANES)] {
                 for index in (0..dim).step_by((line::<E>() / stride).max(1)) {
                     S::prefetch(panel.wrapping_add(index * stride).cast());
                 }

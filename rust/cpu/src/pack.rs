@@ -13,8 +13,8 @@ pub(crate) const MAX_AHEAD: usize = 4 * LANES;
 /// well below the first-level cache.
 const BYTES_AHEAD: usize = 8192;
 
-/// Where the rows of a chunk are stored, by position, and the first of the next; those that no query
-/// reads repeat a neighbour that one does.
+/// Where the rows of a chunk are stored, by position, and behind the last of them the first that are
+/// used after it; those that no query reads repeat a neighbour that one does.
 pub(crate) type ChunkRows<E> = [*const E; CHUNK + MAX_AHEAD];
 
 /// How many rows of `dim` elements are sent for ahead of their use, a multiple of sixteen. Rows are
@@ -26,43 +26,72 @@ pub(crate) fn rows_ahead<E>(dim: usize) -> usize {
     rows.clamp(LANES, MAX_AHEAD) / LANES * LANES
 }
 
-/// Sends for the rows from `first` on that none of the same chunk sends for as it is used.
+/// Sends for the rows at some positions of a chunk.
 #[inline(always)]
-pub(crate) fn send_for_rows<S: Simd, E: Element>(rows: &ChunkRows<E>, dim: usize, first: usize) {
-    for row in &rows[first..][..rows_ahead::<E>(dim)] {
+pub(crate) fn send_for_rows<S: Simd, E: Element>(
+    rows: &ChunkRows<E>,
+    dim: usize,
+    positions: Range<usize>,
+) {
+    for row in &rows[positions] {
         for column in (0..dim).step_by(line::<E>()) {
             S::prefetch(row.wrapping_add(column).cast());
         }
     }
 }
 
-/// The rows of `storage` at the positions `read`, of the chunk of the first of them and perhaps some
-/// of the next.
+/// Positions of a sequence, not necessarily all in one chunk, for one KV head.
+pub(crate) struct Slots<'a> {
+    /// The sequence's blocks.
+    pub(crate) table: &'a [i32],
+    pub(crate) kv_head: usize,
+    pub(crate) positions: Range<usize>,
+}
+
+impl Slots<'_> {
+    /// At most the first `count` of them.
+    #[inline(always)]
+    pub(crate) fn first(mut self, count: usize) -> Self {
+        self.positions.end = self.positions.end.min(self.positions.start + count);
+        self
+    }
+}
+
+/// The rows of `storage` in the slots of a chunk, `own`, and behind them those `following`.
 #[inline(always)]
 pub(crate) fn chunk_rows<E: Element>(
     storage: View<'_, E, 4>,
-    table: &[i32],
-    kv_head: usize,
-    read: &Range<usize>,
+    own: &Slots<'_>,
+    following: Option<&Slots<'_>>,
 ) -> ChunkRows<E> {
-    let block_size = storage.shape()[2];
     let mut rows = [std::ptr::null(); CHUNK + MAX_AHEAD];
-    let first_position = read.start / CHUNK * CHUNK;
-    let mut position = read.start;
-    while position < read.end {
-        let slots = storage.matrix(table[position / block_size] as usize, kv_head);
-        let offset = position % block_size;
-        let count = (block_size - offset).min(read.end - position);
-        let first = position - first_position;
-        slots.row_starts(offset, &mut rows[first..first + count]);
-        position += count;
+    let first = own.positions.start % CHUNK;
+    let mut end = first;
+    for slots in [Some(own), following].into_iter().flatten() {
+        let start = end;
+        end += slots.positions.len();
+        slot_rows(storage, slots, &mut rows[start..end]);
     }
-    let first = read.start - first_position;
-    let end = first + read.len();
     let (before, after) = (rows[first], rows[end - 1]);
     rows[..first].fill(before);
     rows[end..].fill(after);
     rows
+}
+
+/// Where the rows of `storage` in some slots start.
+#[inline(always)]
+fn slot_rows<E: Element>(storage: View<'_, E, 4>, slots: &Slots<'_>, rows: &mut [*const E]) {
+    let block_size = storage.shape()[2];
+    let mut done = 0;
+    while done < rows.len() {
+        let position = slots.positions.start + done;
+        let block = slots.table[position / block_size] as usize;
+        let offset = position % block_size;
+        let count = (block_size - offset).min(rows.len() - done);
+        let block = storage.matrix(block, slots.kv_head);
+        block.row_starts(offset, &mut rows[done..done + count]);
+        done += count;
+    }
 }
 
 /// Writes the keys of `panels` to `packed` `[panel, dim, 16]`.

@@ -29,6 +29,10 @@ pub(crate) const MAX_QUERIES_PER_ITEM: usize = 192;
 /// states of longer rows would take more memory than keys do.
 const MAX_QUERIES_OF_PART: usize = 64;
 
+/// Chunks whose states are merged among themselves before they are merged with those of earlier spans:
+/// a part that goes through all of them stores one state, not one for each.
+pub(crate) const SPAN: usize = 4;
+
 /// Reading a key costs as much as multiplying it by so many queries.
 const READING: usize = 8;
 
@@ -249,8 +253,14 @@ impl Plan {
         largest_item: usize,
     ) {
         let step = (largest_item / sizes.cost(1, queries.len())).max(1);
-        for first in chunks.clone().step_by(step) {
-            let chunks = first..chunks.end.min(first + step);
+        let mut first = chunks.start;
+        while first < chunks.end {
+            let mut end = first + step;
+            if end / SPAN > first / SPAN {
+                end = end / SPAN * SPAN;
+            }
+            let chunks = first..chunks.end.min(end);
+            first = chunks.end;
             let cost = sizes.cost(chunks.len(), queries.len());
             for kv_head in 0..sizes.num_kv_heads {
                 let (queries, chunks) = (queries.clone(), chunks.clone());

@@ -102,6 +102,22 @@ pub(crate) struct Part {
     pub(crate) outputs: [Option<*const f32>; MAX_ROWS],
 }
 
+impl Part {
+    /// A state without outputs yet.
+    #[inline(always)]
+    pub(crate) fn new(state: State) -> Self {
+        Self { state, outputs: [None; MAX_ROWS] }
+    }
+
+    /// Takes up the outputs of a row, unless its state stands for no keys.
+    #[inline(always)]
+    pub(crate) fn add(&mut self, lane: usize, outputs: *const f32) {
+        let State { largest, sum } = &self.state;
+        let is_empty = largest.0[lane] == f32::NEG_INFINITY && sum.0[lane] == 0.0;
+        self.outputs[lane] = (!is_empty).then_some(outputs);
+    }
+}
+
 /// Adds `part` to `state` and its outputs, rows of `length` numbers, a multiple of sixteen.
 ///
 /// # Safety

@@ -198,7 +198,7 @@ fn wait_until(is_over: impl Fn() -> bool) {
 
 /// Waits for what takes a moment and nobody tells of: awake at first, then with naps.
 pub(crate) fn nap_until(is_over: impl Fn() -> bool) {
-    if !watch(&is_over) {
+    if !is_over() && !watch(&is_over) {
         while !is_over() {
             thread::sleep(PATIENCE);
         }

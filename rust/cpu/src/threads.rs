@@ -53,53 +53,48 @@ pub(crate) fn for_each(
     run: impl Fn(usize) + Sync,
 ) -> Result<(), Error> {
     let items = Items::new(num_items);
-    on_threads(num_items, work, || {
+    on_threads(num_items, work, |_| {
         while let Some(item) = items.take() {
             run(item);
         }
     })
 }
 
-/// As [`for_each`]; `run` is also told which item its thread will do next.
+/// As [`for_each`]; `run` is also told which item its thread will do next, if that is settled: the last
+/// items are for whoever is free.
 pub(crate) fn for_each_with_next(
     num_items: usize,
     work: usize,
     run: impl Fn(usize, Option<usize>) + Sync,
 ) -> Result<(), Error> {
-    let items = Items::new(num_items);
-    on_threads(num_items, work, || {
-        let mut taken = items.take();
-        while let Some(item) = taken {
-            taken = items.take();
-            run(item, taken);
-        }
-    })
+    for_each_in_two(0, num_items, work, run)
 }
 
-/// As [`for_each`], of which the first `num_first` items are done before any of the `num_then` others begins.
+/// As [`for_each_with_next`], of which the first `num_first` items are done before any of the `num_then`
+/// others begins.
 pub(crate) fn for_each_in_two(
     num_first: usize,
     num_then: usize,
     work: usize,
-    run: impl Fn(usize) + Sync,
+    run: impl Fn(usize, Option<usize>) + Sync,
 ) -> Result<(), Error> {
     let items = Items::new(num_first + num_then);
     let left = AtomicUsize::new(num_first);
-    on_threads(num_first + num_then, work, || {
-        while let Some(item) = items.take() {
-            if item < num_first {
-                let _done = Done(&left);
-                run(item);
-            } else {
+    let with_done = |item| (item, (item < num_first).then(|| Done(&left)));
+    on_threads(num_first + num_then, work, |num_threads| {
+        let mut next = None;
+        while let Some((item, done)) = next.take().or_else(|| items.take().map(with_done)) {
+            next = items.take_early(num_threads).map(with_done);
+            if done.is_none() {
                 // Whoever does one of the first is awake, and has nothing to wait for.
                 nap_until(|| left.load(Ordering::Acquire) == 0);
-                run(item);
             }
+            run(item, next.as_ref().map(|(next, _)| *next));
         }
     })
 }
 
-/// Counts an item off, also if it panics: others wait for it.
+/// Counts an item off when it is done, or if its thread panics: others wait for it.
 struct Done<'a>(&'a AtomicUsize);
 
 impl Drop for Done<'_> {
@@ -122,22 +117,29 @@ impl Items {
     fn take(&self) -> Option<usize> {
         Some(self.next.fetch_add(1, Ordering::Relaxed)).filter(|item| *item < self.end)
     }
+
+    /// An item for later, if there are more than one for each thread.
+    fn take_early(&self, num_threads: usize) -> Option<usize> {
+        let left = self.end.saturating_sub(self.next.load(Ordering::Relaxed));
+        if left > num_threads { self.take() } else { None }
+    }
 }
 
 /// Calls `work_off` on as many threads as `num_items` and `work` are worth, the calling thread among
-/// them.
-fn on_threads(num_items: usize, work: usize, work_off: impl Fn() + Sync) -> Result<(), Error> {
+/// them, and tells it how many may come.
+fn on_threads(num_items: usize, work: usize, work_off: impl Fn(usize) + Sync) -> Result<(), Error> {
     let worthwhile = (work / MIN_WORK_PER_THREAD).min(num_items);
     if worthwhile < 2 {
-        work_off();
+        work_off(1);
         return Ok(());
     }
     let pool = current()?;
     let Some(helpers) = pool.helpers else {
-        work_off();
+        work_off(1);
         return Ok(());
     };
-    helpers.run(worthwhile - 1, &work_off);
+    let num_threads = worthwhile.min(pool.num_threads);
+    helpers.run(num_threads - 1, &|| work_off(num_threads));
     Ok(())
 }
 
@@ -204,7 +206,8 @@ mod tests {
         for (num_first, num_then) in [(0, 3), (1, 1), (3, 0), (5, 9)] {
             for work in [0, MUCH] {
                 let done = AtomicUsize::new(0);
-                let run = |item| {
+                let run = |item, next: Option<usize>| {
+                    assert!(next.is_none_or(|next| next > item), "{next:?} after {item}");
                     let seen = done.fetch_add(1, Ordering::SeqCst);
                     assert!(item < num_first || seen >= num_first, "item {item} after {seen}");
                 };
@@ -218,9 +221,9 @@ mod tests {
 
     #[test]
     fn a_panic_among_the_first_items_keeps_nobody_waiting() {
-        let run = |item| assert_ne!(item, 1, "the second item");
+        let run = |item, _| assert_ne!(item, 1, "the second item");
         let call = || for_each_in_two(4, 4, MUCH, run);
         assert!(catch_unwind(AssertUnwindSafe(call)).is_err());
-        for_each_in_two(4, 4, MUCH, |_| ()).unwrap();
+        for_each_in_two(4, 4, MUCH, |_, _| ()).unwrap();
     }
 }

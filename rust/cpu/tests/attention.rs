@@ -12,21 +12,21 @@ use pagedkv_cpu::{
 use proptest::prelude::*;
 use support::{Expected, Layer, Row, Stored, vector};
 
-fn masks() -> impl Strategy<Value = Mask> {
+fn masks(max_window: usize) -> impl Strategy<Value = Mask> {
     prop_oneof![
         Just(Mask::Full),
-        (1_usize..90).prop_map(|window| Mask::Sliding { window }),
-        (1_usize..90).prop_map(|window| Mask::Chunked { window }),
+        (1..max_window).prop_map(|window| Mask::Sliding { window }),
+        (1..max_window).prop_map(|window| Mask::Chunked { window }),
     ]
 }
 
 prop_compose! {
-    fn layers()(
+    fn layers(max_dim: usize, max_window: usize)(
         num_kv_heads in 1_usize..4,
         group in 1_usize..5,
-        k_dim in 1_usize..90,
-        v_dim in 1_usize..90,
-        mask in masks(),
+        k_dim in 1..max_dim,
+        v_dim in 1..max_dim,
+        mask in masks(max_window),
         softcap in proptest::option::of(0.5_f32..5.0),
         has_sinks: bool,
         has_alibi: bool,
@@ -39,13 +39,19 @@ prop_compose! {
     }
 }
 
-fn rows() -> impl Strategy<Value = Vec<Row>> {
-    let row =
-        (0_usize..1000, 1_usize..150, 1_usize..40).prop_map(|(identity, seq_len, query_len)| Row {
+/// Up to four rows. Those of one identity have their first blocks in common.
+fn rows(
+    identities: usize,
+    max_seq_len: usize,
+    max_query_len: usize,
+) -> impl Strategy<Value = Vec<Row>> {
+    let row = (0..identities, 1..max_seq_len, 1..max_query_len).prop_map(
+        |(identity, seq_len, query_len)| Row {
             identity,
             seq_len,
             query_len: query_len.min(seq_len),
-        });
+        },
+    );
     proptest::collection::vec(row, 1..5)
 }
 
@@ -72,14 +78,14 @@ proptest! {
 
     #[test]
     fn attention_over_pages_equals_the_formula_and_reads_no_slot_outside_the_mask(
-        layer in layers(), rows in rows(), block_size in block_sizes(),
+        layer in layers(90, 90), rows in rows(1000, 150, 40), block_size in block_sizes(),
     ) {
         assert_close::<f32>(&layer, &rows, block_size);
     }
 
     #[test]
     fn narrow_formats_lose_only_their_own_rounding(
-        layer in layers(), rows in rows(), block_size in block_sizes(),
+        layer in layers(90, 90), rows in rows(1000, 150, 40), block_size in block_sizes(),
     ) {
         assert_close::<bf16>(&layer, &rows, block_size);
         assert_close::<f16>(&layer, &rows, block_size);
@@ -87,7 +93,7 @@ proptest! {
 
     #[test]
     fn a_row_has_the_same_bits_alone_and_in_a_batch_and_for_any_block_size(
-        layer in layers(), rows in rows(), block_size in block_sizes(),
+        layer in layers(90, 90), rows in rows(1000, 150, 40), block_size in block_sizes(),
     ) {
         let together = layer.attend::<f32>(&rows, block_size);
         for (row, outputs) in rows.iter().zip(&together) {
@@ -97,8 +103,22 @@ proptest! {
     }
 
     #[test]
+    fn long_rows_have_the_same_bits_alone_on_one_thread_and_sharing_blocks_on_several(
+        layer in layers(24, 900), rows in rows(2, 1700, 20), block_size in block_sizes(), num_threads in 1_usize..6,
+    ) {
+        set_num_threads(num_threads).unwrap();
+        let together = layer.attend::<f32>(&rows, block_size);
+        set_num_threads(1).unwrap();
+        for (row, outputs) in rows.iter().zip(&together) {
+            let alone = layer.attend::<f32>(&[*row], 16);
+            prop_assert_eq!(bits(&alone[0]), bits(outputs));
+        }
+        assert_close::<f32>(&layer, &rows[..1], block_size);
+    }
+
+    #[test]
     fn a_prompt_has_the_same_bits_in_one_chunk_and_token_by_token(
-        layer in layers(), seq_len in 1_usize..150, block_size in block_sizes(),
+        layer in layers(90, 90), seq_len in 1_usize..150, block_size in block_sizes(),
     ) {
         let row = Row { identity: 7, seq_len, query_len: seq_len };
         let whole = &layer.attend::<bf16>(&[row], block_size)[0];

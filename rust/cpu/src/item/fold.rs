@@ -3,12 +3,12 @@
 use std::ops::Range;
 
 use crate::element::Element;
-use crate::item::{ItemKernel, MAX_READS, MIN_ROWS_TO_PACK, PANELS_AT_ONCE, STATE_HEADER};
+use crate::item::{ItemKernel, MAX_READS, MIN_ROWS_TO_PACK, PANELS_AT_ONCE};
 use crate::keys::{ChunkKeys, InColumns, PackedKeys, Panels, pack};
 use crate::pack::{ChunkRows, pack_values, rows_ahead};
 use crate::product::{CHUNK, InPlace, MAX_ROWS, Packed, Scores, Sums, width};
 use crate::simd::{LANES, Line, Simd};
-use crate::softmax::{Bias, Part, State, adjust, merge, weigh};
+use crate::softmax::{Bias, Part, State, adjust, weigh};
 
 /// Values of a chunk.
 struct Stored<'a, E> {
@@ -20,11 +20,11 @@ struct Stored<'a, E> {
 }
 
 impl<E: Element> ItemKernel<'_, E> {
-    /// Computes the states of all blocks over one chunk; merges or stores them.
+    /// Computes the states of all blocks over one chunk, and merges them with the open span's.
     #[inline(always)]
     pub(super) fn fold_chunk<S: Simd>(&mut self, chunk: usize) {
-        let (read, v_dim) = (self.read(chunk), self.v_dim());
-        let (keys, values) = self.stored(chunk);
+        let (read, v_dim) = (self.step.read(self.item, chunk), self.step.v_dim());
+        let (keys, values) = self.step.stored(self.item, chunk, self.next);
         let within = read.start - chunk * CHUNK..read.end - chunk * CHUNK;
         let packed_values = self.scratch.values.as_mut_ptr().cast::<f32>();
         let only = self.blocks::<S>().next().filter(|block| block.len() == self.num_rows());
@@ -59,7 +59,7 @@ impl<E: Element> ItemKernel<'_, E> {
             let panels = first..panels.end.min(first + step);
             let packed = self.scratch.keys.as_mut_ptr().cast();
             // SAFETY: the keys come from a view of this size; `prepare` made room for a chunk.
-            unsafe { pack::<S, E>(keys, self.k_dim(), panels.clone(), packed) };
+            unsafe { pack::<S, E>(keys, self.step.k_dim(), panels.clone(), packed) };
             if let Some(block) = only {
                 self.score::<S, _>(block, panels, self.packed_keys());
             }
@@ -68,20 +68,20 @@ impl<E: Element> ItemKernel<'_, E> {
 
     #[inline(always)]
     fn packed_keys(&self) -> PackedKeys {
-        PackedKeys { start: self.scratch.keys.as_ptr().cast(), dim: self.k_dim() }
+        PackedKeys { start: self.scratch.keys.as_ptr().cast(), dim: self.step.k_dim() }
     }
 
     /// Whether values are widened and rearranged before they are used: in place they come in whole
     /// vectors, and again for every few columns and every block.
     #[inline(always)]
     fn packs_values<S: Simd>(&self, is_one_block: bool) -> bool {
-        let (num_rows, num_units) = (self.num_rows(), self.v_dim() / LANES);
+        let (num_rows, num_units) = (self.num_rows(), self.step.v_dim() / LANES);
         let reads = num_units.div_ceil(width(S::MAX_SUMS, num_rows));
         let is_read_often = num_rows >= MIN_ROWS_TO_PACK && (reads > MAX_READS || !is_one_block);
-        is_read_often || !self.v_dim().is_multiple_of(LANES)
+        is_read_often || !self.step.v_dim().is_multiple_of(LANES)
     }
 
-    /// Computes the states of a block over one chunk; merges or stores them.
+    /// Computes the states of a block over one chunk, and merges them with the open span's.
     #[inline(always)]
     fn fold_block<S: Simd>(&mut self, block: &Range<usize>, chunk: usize, stored: &Stored<'_, E>) {
         let mut attended = [const { 0..0 }; MAX_ROWS];
@@ -103,7 +103,7 @@ impl<E: Element> ItemKernel<'_, E> {
             let panels = around.start / LANES..around.end.div_ceil(LANES);
             self.score::<S, _>(block, panels, self.packed_keys());
         }
-        let mut part = Part { state: State::EMPTY, outputs: [None; MAX_ROWS] };
+        let mut part = Part::new(State::EMPTY);
         let added = self.scratch.added.as_ptr().cast::<f32>();
         for (lane, keys) in attended.iter().enumerate().filter(|(_, keys)| !keys.is_empty()) {
             let bias = self.bias(block.start + lane, chunk);
@@ -112,17 +112,17 @@ impl<E: Element> ItemKernel<'_, E> {
                 adjust::<S>(scores, keys, bias);
             }
             (part.state.largest.0[lane], part.state.sum.0[lane]) = weigh::<S>(scores, keys);
-            part.outputs[lane] = Some(added.wrapping_add(lane * length));
+            part.add(lane, added.wrapping_add(lane * length));
         }
         self.scratch.added[..block.len() * length / LANES].fill(Line::ZERO);
         self.add_values::<S>(attended, &common, stored);
-        self.keep::<S>(block, chunk, &part);
+        self.add_to_span::<S>(block.start, &part);
     }
 
     /// Scores of a block over some panels of `keys`.
     #[inline(always)]
     fn score<S: Simd, K: Panels>(&mut self, block: &Range<usize>, panels: Range<usize>, keys: K) {
-        let (dim, results) = (self.k_dim(), self.scratch.weights.as_mut_ptr().cast());
+        let (dim, results) = (self.step.k_dim(), self.scratch.weights.as_mut_ptr().cast());
         let query = self.scratch.query[block.start * dim..].as_ptr();
         let scores = Scores { query, keys, dim, panels, results };
         // SAFETY: `prepare` made room for the queries and a block of scores; the keys are of a chunk.
@@ -181,7 +181,8 @@ impl<E: Element> ItemKernel<'_, E> {
                 let sums = Sums { weights, values, keys, num_units, outputs, row_length };
                 sums.add::<S>(rows.len());
             } else {
-                let values = InPlace { rows: stored.values, ahead: rows_ahead::<E>(self.v_dim()) };
+                let values =
+                    InPlace { rows: stored.values, ahead: rows_ahead::<E>(self.step.v_dim()) };
                 let sums = Sums { weights, values, keys, num_units, outputs, row_length };
                 sums.add::<S>(rows.len());
             }
@@ -195,31 +196,6 @@ impl<E: Element> ItemKernel<'_, E> {
             softcap: self.step.params.softcap,
             slope: self.step.params.alibi_slopes.map(|slopes| slopes[head]),
             first_distance: (chunk * CHUNK) as f32 - query.position as f32,
-        }
-    }
-
-    /// Merges the state of a block over one chunk, or stores it.
-    #[inline(always)]
-    fn keep<S: Simd>(&mut self, block: &Range<usize>, chunk: usize, part: &Part) {
-        let length = self.output_length();
-        if self.is_final {
-            let outputs = self.scratch.outputs.as_mut_ptr().cast::<f32>();
-            let state = &mut self.scratch.states[block.start];
-            // SAFETY: there is room for all rows of the item, and of the block.
-            unsafe { merge::<S>(state, outputs.add(block.start * length), length, part) };
-            return;
-        }
-        for (lane, row) in
-            block.clone().enumerate().filter(|(lane, _)| part.outputs[*lane].is_some())
-        {
-            let (query, head) = self.query_and_head(row);
-            let stored = self.stored_state(query, head, chunk);
-            stored[0] = part.state.largest.0[lane];
-            stored[1] = part.state.sum.0[lane];
-            let added = self.scratch.added[lane * length / LANES..].iter();
-            for (numbers, line) in stored[STATE_HEADER..].chunks_exact_mut(LANES).zip(added) {
-                numbers.copy_from_slice(&line.0);
-            }
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Rows of attention over a paged pool, and the same in plain f64 without pages.
 
+use std::collections::HashMap;
+
 use pagedkv_cpu::{
     AttentionParams, Element, Keys, Mask, PagedKv, StepRows, View, ViewMut, bf16, f16, kv_write,
     kv_write_columns, paged_attention, row_major,
@@ -88,8 +90,8 @@ pub(crate) struct Layer {
     pub(crate) alibi_slopes: Option<Vec<f32>>,
 }
 
-/// One row: its identity (which decides all numbers), its context, and how many tokens at the end
-/// are queries.
+/// One row: its identity (which decides all numbers, and rows with the same have their first blocks in
+/// common), its context, and how many tokens at the end are queries.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Row {
     pub(crate) identity: usize,
@@ -98,6 +100,8 @@ pub(crate) struct Row {
 }
 
 pub(crate) const SCALE: f32 = 0.37;
+/// Rows of the same identity share the blocks that start before this position.
+const SHARED: usize = 700;
 const QUERY: usize = 0;
 const KEY: usize = 1;
 const VALUE: usize = 2;
@@ -143,15 +147,22 @@ impl Layer {
         // A step that has no common factor with the number of blocks visits each once.
         let step = [7, 11, 13, 17, 19, 23].into_iter().find(|&step| gcd(step, num_blocks) == 1);
         let step = step.unwrap_or(1);
-        let mut block = 0;
+        let mut last = 0;
+        let mut shared = HashMap::new();
         for (index, row) in rows.iter().enumerate() {
             let first_key = self.mask.first_key(row.seq_len - row.query_len);
             for column in first_key / block_size..row.seq_len.div_ceil(block_size) {
-                block = (block + step) % num_blocks;
-                if block == 0 {
-                    block = (block + step) % num_blocks;
-                }
-                tables[index * columns + column] = block as i32;
+                let mut another = || {
+                    last = (last + step) % num_blocks;
+                    if last == 0 {
+                        last = (last + step) % num_blocks;
+                    }
+                    last as i32
+                };
+                tables[index * columns + column] = match column * block_size {
+                    ..SHARED => *shared.entry((row.identity, column)).or_insert_with(another),
+                    _ => another(),
+                };
             }
             let table = &tables[index * columns..(index + 1) * columns];
             let slots: Vec<i64> = (0..row.seq_len)
