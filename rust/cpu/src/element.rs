@@ -13,6 +13,10 @@ pub trait Element: Copy + Send + Sync + 'static {
     /// The number 0.
     const ZERO: Self;
 
+    /// Whether it takes no work to widen an element.
+    #[doc(hidden)]
+    const IS_WIDE: bool = false;
+
     /// Writes the numbers of `row` to `buffer`, which is as long.
     fn copy_widened(row: &[Self], buffer: &mut [f32]);
 
@@ -47,6 +51,7 @@ pub trait Element: Copy + Send + Sync + 'static {
 
 impl Element for f32 {
     const ZERO: Self = 0.0;
+    const IS_WIDE: bool = true;
 
     #[inline(always)]
     fn copy_widened(row: &[Self], buffer: &mut [f32]) {

@@ -7,8 +7,9 @@
 //! out = sum_k e^(s_k - m) v_k / (sum_k e^(s_k - m) + e^(sink - m)),    m = the largest score
 //! ```
 //!
-//! A chunk's keys and values are widened and rearranged once for all queries of the item, or, if these
-//! are few, used where they are stored. Queries go in blocks of up to six rows (tokens x heads of the group).
+//! Queries go in blocks of up to six rows (tokens x heads of the group). A chunk's keys and values are
+//! widened and rearranged once for all blocks of the item, or used where they are stored: if there is
+//! one block, or if there are few and the numbers are f32.
 
 mod fold;
 mod source;
@@ -34,6 +35,10 @@ use crate::view::{View, ViewMut};
 const MIN_ROWS_TO_PACK: usize = 3;
 /// Times that values may be read where they are stored.
 const MAX_READS: usize = 2;
+
+/// Rows (several blocks) that use keys and values in f32 where they are stored: reading them goes on
+/// beside the products then. For more rows, it pays to rearrange them.
+const MAX_ROWS_IN_PLACE: usize = 96;
 
 /// Panels of keys that are packed and used together where there is one block of rows.
 const PANELS_AT_ONCE: usize = 4;

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::element::Element;
-use crate::item::{ItemKernel, MAX_READS, MIN_ROWS_TO_PACK, PANELS_AT_ONCE};
-use crate::keys::{ChunkKeys, InColumns, PackedKeys, Panels, pack};
+use crate::item::{ItemKernel, MAX_READS, MAX_ROWS_IN_PLACE, MIN_ROWS_TO_PACK, PANELS_AT_ONCE};
+use crate::keys::{ChunkColumns, ChunkKeys, InColumns, PackedKeys, Panels, pack};
 use crate::pack::{ChunkRows, pack_values, rows_ahead};
 use crate::product::{CHUNK, InPlace, MAX_ROWS, Packed, Scores, Sums, width};
 use crate::simd::{LANES, Line, Simd};
@@ -12,6 +12,8 @@ use crate::softmax::{Bias, Part, State, adjust, weigh};
 
 /// Values of a chunk.
 struct Stored<'a, E> {
+    /// Keys, if they are used where they are stored.
+    columns: Option<&'a ChunkColumns<E>>,
     values: &'a ChunkRows<E>,
     /// Whether they are in scratch memory too.
     is_packed: bool,
@@ -28,31 +30,39 @@ impl<E: Element> ItemKernel<'_, E> {
         let within = read.start - chunk * CHUNK..read.end - chunk * CHUNK;
         let packed_values = self.scratch.values.as_mut_ptr().cast::<f32>();
         let only = self.blocks::<S>().next().filter(|block| block.len() == self.num_rows());
-        let is_packed = self.packs_values::<S>(only.is_some());
-        self.use_keys::<S>(&keys, within.start / LANES..within.end.div_ceil(LANES), only.as_ref());
+        let is_in_place = only.is_some() || (E::IS_WIDE && self.num_rows() <= MAX_ROWS_IN_PLACE);
+        let is_packed = self.packs_values::<S>(is_in_place);
+        let columns = match &keys {
+            ChunkKeys::Columns(columns) => Some(columns).filter(|_| is_in_place),
+            ChunkKeys::Rows(_) => None,
+        };
+        let panels = within.start / LANES..within.end.div_ceil(LANES);
+        match (columns, &only) {
+            (None, _) => self.pack_keys::<S>(&keys, panels, only.as_ref()),
+            (Some(columns), Some(block)) => {
+                self.score::<S, _>(block, panels, InColumns(columns));
+            }
+            (Some(_), None) => {}
+        }
         if is_packed {
             // SAFETY: the rows come from a view of this size; `prepare` made room for a chunk.
             unsafe { pack_values::<S, E>(&values, v_dim, within, packed_values) };
         }
         let is_scored = only.is_some();
-        let stored = Stored { values: &values, is_packed, is_scored };
+        let stored = Stored { columns, values: &values, is_packed, is_scored };
         for block in self.blocks::<S>() {
             self.fold_block::<S>(&block, chunk, &stored);
         }
     }
 
-    /// Makes keys ready for use; if there is an `only` block, computes its scores.
+    /// Widens and rearranges keys; if there is an `only` block, computes its scores.
     #[inline(always)]
-    fn use_keys<S: Simd>(
+    fn pack_keys<S: Simd>(
         &mut self,
         keys: &ChunkKeys<E>,
         panels: Range<usize>,
         only: Option<&Range<usize>>,
     ) {
-        if let (ChunkKeys::Columns(columns), Some(block)) = (keys, only) {
-            self.score::<S, _>(block, panels, InColumns(columns));
-            return;
-        }
         // Keys that are used once are used before they leave the first-level cache.
         let step = if only.is_some() { PANELS_AT_ONCE } else { CHUNK / LANES };
         for first in panels.clone().step_by(step) {
@@ -72,12 +82,12 @@ impl<E: Element> ItemKernel<'_, E> {
     }
 
     /// Whether values are widened and rearranged before they are used: in place they come in whole
-    /// vectors, and again for every few columns and every block.
+    /// vectors, and again for every few columns.
     #[inline(always)]
-    fn packs_values<S: Simd>(&self, is_one_block: bool) -> bool {
+    fn packs_values<S: Simd>(&self, is_in_place: bool) -> bool {
         let (num_rows, num_units) = (self.num_rows(), self.step.v_dim() / LANES);
         let reads = num_units.div_ceil(width(S::MAX_SUMS, num_rows));
-        let is_read_often = num_rows >= MIN_ROWS_TO_PACK && (reads > MAX_READS || !is_one_block);
+        let is_read_often = num_rows >= MIN_ROWS_TO_PACK && (reads > MAX_READS || !is_in_place);
         is_read_often || !self.step.v_dim().is_multiple_of(LANES)
     }
 
@@ -101,7 +111,10 @@ impl<E: Element> ItemKernel<'_, E> {
         let length = self.output_length();
         if !stored.is_scored {
             let panels = around.start / LANES..around.end.div_ceil(LANES);
-            self.score::<S, _>(block, panels, self.packed_keys());
+            match stored.columns {
+                Some(columns) => self.score::<S, _>(block, panels, InColumns(columns)),
+                None => self.score::<S, _>(block, panels, self.packed_keys()),
+            }
         }
         let mut part = Part::new(State::EMPTY);
         let added = self.scratch.added.as_ptr().cast::<f32>();
