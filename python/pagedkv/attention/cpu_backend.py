@@ -10,16 +10,15 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
 from pagedkv import _core
-from pagedkv.arrays import DTYPE_NAMES, shared_array
+from pagedkv.arrays import DTYPE_NAMES, new_output, shared_array
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
     import numpy.typing as npt
+    import torch
 
     from pagedkv.arrays import DTypeName
     from pagedkv.attention.base import LayerCache, LayerSpec, StepInputs
@@ -101,12 +100,11 @@ class CpuBackend:
         """Attention of queries [Tp, H, Dk]; returns [Tp, H, Dv], zero in padding rows."""
         step = self._planned()
         cache = self._caches[layer.layer_idx]
-        output = torch.empty(
-            query.shape[0], layer.num_query_heads, layer.v_dim, dtype=cache.torch_dtype
-        )
+        shape = (query.shape[0], layer.num_query_heads, layer.v_dim)
+        output, output_array = new_output(shape, cache.torch_dtype)
         _core.paged_attention(
             _array(query, cache.torch_dtype),
-            _array(output, cache.torch_dtype),
+            output_array,
             keys=cache.keys,
             values=cache.values,
             dtype=cache.dtype,

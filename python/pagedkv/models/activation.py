@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pagedkv import _core
-from pagedkv.arrays import as_rows, kernel_dtype, shared_array
+from pagedkv.arrays import as_rows, kernel_dtype, new_output, shared_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,9 +49,9 @@ class KernelActivation(nn.Module):
             return result
         if hidden_states.numel() == 0:
             return torch.empty_like(hidden_states)
-        output = torch.empty(hidden_states.shape, dtype=hidden_states.dtype)
+        output, output_array = new_output(hidden_states.shape, hidden_states.dtype)
         # Rows may be strided, as the halves of one projection are.
-        self._kernel(shared_array(as_rows(hidden_states)), shared_array(output), dtype=dtype)
+        self._kernel(shared_array(as_rows(hidden_states)), output_array, dtype=dtype)
         return output
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch.nn import functional
 
 from pagedkv import _core
-from pagedkv.arrays import as_rows, kernel_dtype, shared_array
+from pagedkv.arrays import as_rows, kernel_dtype, new_output, shared_array
 
 if TYPE_CHECKING:
     import torch
@@ -40,12 +40,14 @@ def linear(
         or hidden_states.shape[-1] != weight.num_inputs
     ):
         return functional.linear(hidden_states, weight.unpacked(), bias)
-    output = hidden_states.new_empty((*hidden_states.shape[:-1], weight.num_outputs))
+    output, output_array = new_output(
+        (*hidden_states.shape[:-1], weight.num_outputs), hidden_states.dtype
+    )
     _core.linear(
         shared_array(as_rows(hidden_states)),
         weight.array,
         None if bias is None else shared_array(bias),
-        shared_array(output),
+        output_array,
         dtype=dtype,
     )
     return output

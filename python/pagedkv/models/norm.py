@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pagedkv import _core
-from pagedkv.arrays import DTYPE_NAMES, as_rows, kernel_dtype, shared_array
+from pagedkv.arrays import DTYPE_NAMES, as_rows, kernel_dtype, new_output, shared_array
 
 _TRIAL_ROWS = 8
 # Differences to the module that are rounding: the last bits of a mean over a row, summed in another order.
@@ -59,11 +59,11 @@ class KernelRmsNorm:
         if dtype is None or weight.dtype != hidden_states.dtype or not hidden_states.numel():
             result: torch.Tensor = self._own_forward(hidden_states)
             return result
-        output = torch.empty(hidden_states.shape, dtype=hidden_states.dtype)
+        output, output_array = new_output(hidden_states.shape, hidden_states.dtype)
         _core.rms_norm(
             shared_array(as_rows(hidden_states)),
             shared_array(weight),
-            shared_array(output),
+            output_array,
             epsilon=self._epsilon,
             weight_offset=self.form.weight_offset,
             rounds_twice=self.form.rounds_twice,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pagedkv import _core
-from pagedkv.arrays import DTYPE_NAMES, kernel_dtype, shared_array
+from pagedkv.arrays import DTYPE_NAMES, kernel_dtype, new_output, shared_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,10 +107,8 @@ def has_rotary_forward(module: nn.Module) -> bool:
 
 def _rotated(heads: torch.Tensor, cosines: Any, sines: Any) -> torch.Tensor:
     rows = heads[0].transpose(0, 1)
-    output = torch.empty(rows.shape, dtype=rows.dtype)
-    _core.rotate(
-        shared_array(rows), cosines, sines, shared_array(output), dtype=DTYPE_NAMES[rows.dtype]
-    )
+    output, output_array = new_output(rows.shape, rows.dtype)
+    _core.rotate(shared_array(rows), cosines, sines, output_array, dtype=DTYPE_NAMES[rows.dtype])
     return output.transpose(0, 1).unsqueeze(0)
 
 
