@@ -63,7 +63,7 @@ struct Scratch {
     keys: Vec<Line>,
     /// `[unit, UNIT, 16]`
     values: Vec<Line>,
-    /// `[row, v_lines]`: outputs over the spans so far
+    /// `[row, v_lines]`: outputs over the spans so far, of final items
     outputs: Vec<Line>,
     /// `[row, v_lines]`: outputs over the chunks of the open span so far
     span_outputs: Vec<Line>,
@@ -71,7 +71,7 @@ struct Scratch {
     added: Vec<Line>,
     /// `[MAX_ROWS, CHUNK]`: scores, then weights of a block in one chunk
     weights: Vec<[f32; CHUNK]>,
-    /// One for each block, at the index of its first row: of the spans so far
+    /// One for each block, at the index of its first row: of the spans so far, of final items
     states: Vec<State>,
     /// The same of the open span
     span_states: Vec<State>,
@@ -233,13 +233,13 @@ impl<E: Element> ItemKernel<'_, E> {
         scratch.values.resize(UNIT * lines, Line::ZERO);
         scratch.added.resize(MAX_ROWS * lines, Line::ZERO);
         scratch.weights.resize(MAX_ROWS, [0.0; CHUNK]);
-        for outputs in [&mut scratch.outputs, &mut scratch.span_outputs] {
-            outputs.clear();
-            outputs.resize(num_rows * lines, Line::ZERO);
-        }
-        for states in [&mut scratch.states, &mut scratch.span_states] {
-            states.clear();
-            states.resize(num_rows, State::EMPTY);
+        scratch.span_outputs.resize(num_rows * lines, Line::ZERO);
+        scratch.span_states.resize(num_rows, State::EMPTY);
+        if self.is_final {
+            scratch.outputs.clear();
+            scratch.outputs.resize(num_rows * lines, Line::ZERO);
+            scratch.states.clear();
+            scratch.states.resize(num_rows, State::EMPTY);
         }
         if !self.item.chunks.is_empty() {
             self.lay_out_queries::<S>();

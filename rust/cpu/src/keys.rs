@@ -68,17 +68,13 @@ impl<E: Element> ChunkColumns<E> {
     }
 }
 
-/// Sends for the keys at some positions of a chunk.
+/// Sends for the keys from `first` on that none of the same chunk sends for as it is used.
 #[inline(always)]
-pub(crate) fn send_for_keys<S: Simd, E: Element>(
-    keys: &ChunkKeys<E>,
-    dim: usize,
-    positions: Range<usize>,
-) {
+pub(crate) fn send_for_keys<S: Simd, E: Element>(keys: &ChunkKeys<E>, dim: usize, first: usize) {
     match keys {
-        ChunkKeys::Rows(rows) => send_for_rows::<S, E>(rows, dim, positions),
-        ChunkKeys::Columns(ChunkColumns { panels, stride, .. }) => {
-            for panel in &panels[positions.start / LANES..positions.end.div_ceil(LANES)] {
+        ChunkKeys::Rows(rows) => send_for_rows::<S, E>(rows, dim, first),
+        ChunkKeys::Columns(ChunkColumns { panels, stride, ahead }) => {
+            for panel in &panels[first / LANES..][..*ahead] {
                 for index in (0..dim).step_by((line::<E>() / stride).max(1)) {
                     S::prefetch(panel.wrapping_add(index * stride).cast());
                 }

@@ -26,14 +26,10 @@ pub(crate) fn rows_ahead<E>(dim: usize) -> usize {
     rows.clamp(LANES, MAX_AHEAD) / LANES * LANES
 }
 
-/// Sends for the rows at some positions of a chunk.
+/// Sends for the rows from `first` on that none of the same chunk sends for as it is used.
 #[inline(always)]
-pub(crate) fn send_for_rows<S: Simd, E: Element>(
-    rows: &ChunkRows<E>,
-    dim: usize,
-    positions: Range<usize>,
-) {
-    for row in &rows[positions] {
+pub(crate) fn send_for_rows<S: Simd, E: Element>(rows: &ChunkRows<E>, dim: usize, first: usize) {
+    for row in &rows[first..][..rows_ahead::<E>(dim)] {
         for column in (0..dim).step_by(line::<E>()) {
             S::prefetch(row.wrapping_add(column).cast());
         }

@@ -20,12 +20,17 @@ fn masks(max_window: usize) -> impl Strategy<Value = Mask> {
     ]
 }
 
+/// Sizes of heads: any, and those of whole vectors.
+fn dims(max_dim: usize) -> impl Strategy<Value = usize> {
+    prop_oneof![1..max_dim, (1..=max_dim / 16).prop_map(|vectors| vectors * 16)]
+}
+
 prop_compose! {
     fn layers(max_dim: usize, max_window: usize)(
         num_kv_heads in 1_usize..4,
         group in 1_usize..5,
-        k_dim in 1..max_dim,
-        v_dim in 1..max_dim,
+        k_dim in dims(max_dim),
+        v_dim in dims(max_dim),
         mask in masks(max_window),
         softcap in proptest::option::of(0.5_f32..5.0),
         has_sinks: bool,

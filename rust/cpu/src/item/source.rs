@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::element::Element;
 use crate::item::Step;
 use crate::keys::{ChunkKeys, chunk_keys, send_for_keys};
-use crate::pack::{ChunkRows, MAX_AHEAD, Slots, chunk_rows, rows_ahead, send_for_rows};
+use crate::pack::{ChunkRows, MAX_AHEAD, Slots, chunk_rows, send_for_rows};
 use crate::plan::Item;
 use crate::product::CHUNK;
 use crate::simd::Simd;
@@ -64,16 +64,15 @@ impl<'a, E: Element> Step<'a, E> {
         if !item.chunks.is_empty() {
             let first = self.read(item, chunk).start - chunk * CHUNK;
             let (keys, values) = self.stored(item, chunk, None);
-            let [k_ahead, v_ahead] = [self.k_dim(), self.v_dim()].map(rows_ahead::<E>);
-            send_for_keys::<S, E>(&keys, self.k_dim(), first..first + k_ahead);
-            send_for_rows::<S, E>(&values, self.v_dim(), first..first + v_ahead);
+            send_for_keys::<S, E>(&keys, self.k_dim(), first);
+            send_for_rows::<S, E>(&values, self.v_dim(), first);
         }
     }
 }
 
 /// The item and chunk that a thread goes on with.
 #[inline(always)]
-pub(super) fn following<'a>(
+fn following<'a>(
     item: &'a Item,
     chunk: usize,
     next: Option<&'a Item>,

@@ -19,6 +19,8 @@ impl<E: Element> ItemKernel<'_, E> {
         }
         if self.span.is_empty() {
             self.span = first..first;
+            self.scratch.span_outputs.fill(Line::ZERO);
+            self.scratch.span_states.fill(State::EMPTY);
         }
     }
 
@@ -45,9 +47,7 @@ impl<E: Element> ItemKernel<'_, E> {
                     self.store(block.start, lane, row);
                 }
             }
-            self.scratch.span_states[block.start] = State::EMPTY;
         }
-        self.scratch.span_outputs.fill(Line::ZERO);
         self.span.start = self.span.end;
     }
 
