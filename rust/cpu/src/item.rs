@@ -55,6 +55,8 @@ thread_local! {
 /// Memory of one thread, kept between calls.
 #[derive(Default)]
 struct Scratch {
+    /// Query token and query head of each row
+    rows: Vec<(Query, usize)>,
     /// `[block, k_dim, rows]`
     query: Vec<f32>,
     /// `[k_dim]`: one query
@@ -183,12 +185,6 @@ impl<E: Element> Kernel for ItemKernel<'_, E> {
 }
 
 impl<E: Element> ItemKernel<'_, E> {
-    /// Query heads per KV head.
-    #[inline(always)]
-    fn group(&self) -> usize {
-        self.step.query.shape()[1] / self.step.kv.keys.shape()[1]
-    }
-
     /// Numbers of an output in scratch memory.
     #[inline(always)]
     fn output_length(&self) -> usize {
@@ -197,7 +193,7 @@ impl<E: Element> ItemKernel<'_, E> {
 
     #[inline(always)]
     fn num_rows(&self) -> usize {
-        self.item.queries.len() * self.group()
+        self.scratch.rows.len()
     }
 
     /// The blocks of rows, one after the other.
@@ -209,8 +205,7 @@ impl<E: Element> ItemKernel<'_, E> {
     /// Query token and query head of a row.
     #[inline(always)]
     fn query_and_head(&self, row: usize) -> (Query, usize) {
-        let query = self.step.plan.queries[self.item.queries.start + row / self.group()];
-        (query, self.item.kv_head * self.group() + row % self.group())
+        self.scratch.rows[row]
     }
 
     /// The keys of a chunk that a query attends, from the chunk's first.
@@ -226,8 +221,14 @@ impl<E: Element> ItemKernel<'_, E> {
     #[inline(always)]
     fn prepare<S: Simd>(&mut self) {
         let (k_dim, lines) = (self.step.k_dim(), self.output_length() / LANES);
-        let num_rows = self.num_rows();
+        let group = self.step.query.shape()[1] / self.step.kv.keys.shape()[1];
+        let heads = self.item.kv_head * group..(self.item.kv_head + 1) * group;
         let scratch = &mut *self.scratch;
+        scratch.rows.clear();
+        for query in &self.step.plan.queries[self.item.queries.clone()] {
+            scratch.rows.extend(heads.clone().map(|head| (*query, head)));
+        }
+        let num_rows = scratch.rows.len();
         scratch.query.resize(num_rows * k_dim, 0.0);
         scratch.keys.resize(CHUNK / LANES * k_dim, Line::ZERO);
         scratch.values.resize(UNIT * lines, Line::ZERO);

@@ -29,6 +29,7 @@ mod math;
 mod norm;
 mod pack;
 mod philox;
+mod places;
 mod plan;
 mod product;
 mod rotary;
@@ -40,6 +41,7 @@ mod softmax;
 mod team;
 mod threads;
 mod token_mask;
+mod values;
 mod view;
 
 pub use activation::{Activation, activate};

@@ -7,10 +7,9 @@
 
 use std::ops::Range;
 
-use crate::element::Element;
 use crate::keys::Panels;
-use crate::pack::ChunkRows;
 use crate::simd::{Kernel, LANES, Simd};
+use crate::values::{Values, by_panel};
 
 /// Keys whose softmax is taken together, at absolute positions `[i * CHUNK, (i + 1) * CHUNK)`.
 pub(crate) const CHUNK: usize = 128;
@@ -103,17 +102,19 @@ unsafe fn wide_scores<S: Simd, K: Panels, const R: usize, const P: usize>(scores
         let mut sums = [[S::splat(0.0); P]; R];
         // SAFETY: dimensions, panels and rows stay below the counts that the caller vouches for.
         unsafe {
-            for index in 0..dim {
-                let mut key = [S::splat(0.0); P];
-                for (offset, key) in key.iter_mut().enumerate() {
-                    *key = keys.vector::<S>(panels.start + offset, index);
+            let mut places = [keys.panel(panels.start); P];
+            for (offset, place) in places.iter_mut().enumerate() {
+                *place = keys.panel(panels.start + offset);
+            }
+            for pair in 0..dim / 2 {
+                for place in places {
+                    K::send_for::<S>(place, 2 * pair);
                 }
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let query = S::splat(*query.add(index * R + row));
-                    for (sum, key) in sums.iter_mut().zip(key) {
-                        *sum = S::fma(query, key, *sum);
-                    }
-                }
+                multiply::<S, K, R, P>(&mut sums, query, places, 2 * pair);
+                multiply::<S, K, R, P>(&mut sums, query, places, 2 * pair + 1);
+            }
+            if !dim.is_multiple_of(2) {
+                multiply::<S, K, R, P>(&mut sums, query, places, dim - 1);
             }
             for (row, sums) in sums.iter().enumerate() {
                 for (offset, sum) in sums.iter().enumerate() {
@@ -125,43 +126,28 @@ unsafe fn wide_scores<S: Simd, K: Panels, const R: usize, const P: usize>(scores
     }
 }
 
-/// Values of the keys of a chunk, in vectors of sixteen columns.
-pub(crate) trait Values: Copy {
-    /// Columns `16 * unit ..` of the value of `key`.
-    ///
-    /// # Safety
-    /// There are such.
-    unsafe fn vector<S: Simd>(self, key: usize, unit: usize) -> S::V;
-}
-
-/// Values widened and rearranged: `[unit, UNIT, 16]`.
-#[derive(Clone, Copy)]
-pub(crate) struct Packed(pub(crate) *const f32);
-
-impl Values for Packed {
-    #[inline(always)]
-    unsafe fn vector<S: Simd>(self, key: usize, unit: usize) -> S::V {
-        // SAFETY: the caller's promise.
-        unsafe { S::load(self.0.add((unit * UNIT + key) * LANES)) }
-    }
-}
-
-/// Values where they are stored. Those so many rows `ahead` are sent for on the way.
-#[derive(Clone, Copy)]
-pub(crate) struct InPlace<'a, E> {
-    pub(crate) rows: &'a ChunkRows<E>,
-    pub(crate) ahead: usize,
-}
-
-impl<E: Element> Values for InPlace<'_, E> {
-    #[inline(always)]
-    unsafe fn vector<S: Simd>(self, key: usize, unit: usize) -> S::V {
-        // SAFETY: the caller's promise; a prefetch may name any address.
-        unsafe {
-            S::prefetch(
-                self.rows.get_unchecked(key + self.ahead).wrapping_add(unit * LANES).cast(),
-            );
-            E::load::<S>(self.rows.get_unchecked(key).add(unit * LANES))
+/// Adds the products of number `index` of `R` rows and of the keys of `P` panels.
+///
+/// # Safety
+/// As for [`Scores::compute`].
+#[inline(always)]
+unsafe fn multiply<S: Simd, K: Panels, const R: usize, const P: usize>(
+    sums: &mut [[S::V; P]; R],
+    query: *const f32,
+    panels: [K::Panel; P],
+    index: usize,
+) {
+    let mut key = [S::splat(0.0); P];
+    // SAFETY: the caller's promise.
+    unsafe {
+        for (key, panel) in key.iter_mut().zip(panels) {
+            *key = K::vector::<S>(panel, index);
+        }
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let query = S::splat(*query.add(index * R + row));
+            for (sum, key) in sums.iter_mut().zip(key) {
+                *sum = S::fma(query, key, *sum);
+            }
         }
     }
 }
@@ -248,15 +234,20 @@ unsafe fn add_wide<S: Simd, T: Values, const R: usize, const U: usize>(
                     *sum = S::load(outputs.add(row * row_length + (unit + offset) * LANES));
                 }
             }
-            for key in keys.clone() {
-                let mut value = [S::splat(0.0); U];
-                for (offset, value) in value.iter_mut().enumerate() {
-                    *value = values.vector::<S>(key, unit + offset);
-                }
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    let weight = S::splat(*weights.add(row * CHUNK + key));
-                    for (sum, value) in sums.iter_mut().zip(value) {
-                        *sum = S::fma(weight, value, *sum);
+            for (panel, lanes) in by_panel(keys) {
+                let place = values.panel(panel);
+                for lane in lanes {
+                    T::send_for::<S>(place, lane, unit, U);
+                    let mut value = [S::splat(0.0); U];
+                    for (offset, value) in value.iter_mut().enumerate() {
+                        *value = T::vector::<S>(place, lane, unit + offset);
+                    }
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        let weight = row * CHUNK + panel * LANES + lane;
+                        let weight = S::splat(*weights.add(weight));
+                        for (sum, value) in sums.iter_mut().zip(value) {
+                            *sum = S::fma(weight, value, *sum);
+                        }
                     }
                 }
             }

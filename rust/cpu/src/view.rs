@@ -136,6 +136,20 @@ impl<'a, E> View<'a, E, 4> {
     }
 }
 
+impl<'a, E> View<'a, E, 4> {
+    /// The tensor at `[.., second]`: for block storage, the slots of one head in all blocks.
+    #[inline(always)]
+    pub(crate) fn column(&self, second: usize) -> View<'a, E, 3> {
+        assert!(second < self.shape[1], "outside the view");
+        View {
+            start: self.start.wrapping_add(second * self.strides[1]),
+            shape: [self.shape[0], self.shape[2], self.shape[3]],
+            strides: [self.strides[0], self.strides[2], self.strides[3]],
+            lifetime: PhantomData,
+        }
+    }
+}
+
 impl<E> View<'_, E, 2> {
     /// Where rows start, from `first` on, one for each of `starts`. Each has as many elements as the
     /// last dimension.
@@ -147,13 +161,15 @@ impl<E> View<'_, E, 2> {
             *start = unsafe { self.start.add(row * self.strides[0]) };
         }
     }
+}
 
-    /// Where a column starts; its elements lie a row's stride apart.
+impl<E> View<'_, E, 3> {
+    /// Where an element lies.
     #[inline(always)]
-    pub(crate) fn column_start(&self, column: usize) -> *const E {
-        assert!(self.shape[0] > 0 && column < self.shape[1], "column outside the view");
+    pub(crate) fn start(&self, index: [usize; 3]) -> *const E {
+        let offset = checked_offset(index, self.shape, self.strides);
         // SAFETY: the element is inside the view.
-        unsafe { self.start.add(column) }
+        unsafe { self.start.add(offset) }
     }
 }
 

@@ -4,17 +4,18 @@ use std::ops::Range;
 
 use crate::element::Element;
 use crate::item::{ItemKernel, MAX_READS, MAX_ROWS_IN_PLACE, MIN_ROWS_TO_PACK, PANELS_AT_ONCE};
-use crate::keys::{ChunkColumns, ChunkKeys, InColumns, PackedKeys, Panels, pack};
-use crate::pack::{ChunkRows, pack_values, rows_ahead};
-use crate::product::{CHUNK, InPlace, MAX_ROWS, Packed, Scores, Sums, width};
+use crate::keys::{InColumns, PackedKeys, Panels, pack};
+use crate::places::{ChunkPanels, Places};
+use crate::product::{CHUNK, MAX_ROWS, Scores, Sums, width};
 use crate::simd::{LANES, Line, Simd};
-use crate::softmax::{Bias, Part, State, adjust, weigh};
+use crate::softmax::{Bias, Part, adjust, weigh};
+use crate::values::{InPlace, Packed, Values, pack_values};
 
 /// Values of a chunk.
 struct Stored<'a, E> {
     /// Keys, if they are used where they are stored.
-    columns: Option<&'a ChunkColumns<E>>,
-    values: &'a ChunkRows<E>,
+    columns: Option<&'a ChunkPanels<E>>,
+    values: &'a Places<E>,
     /// Whether they are in scratch memory too.
     is_packed: bool,
     /// Whether the scores of the only block are there already.
@@ -33,8 +34,8 @@ impl<E: Element> ItemKernel<'_, E> {
         let is_in_place = only.is_some() || (E::IS_WIDE && self.num_rows() <= MAX_ROWS_IN_PLACE);
         let is_packed = self.packs_values::<S>(is_in_place);
         let columns = match &keys {
-            ChunkKeys::Columns(columns) => Some(columns).filter(|_| is_in_place),
-            ChunkKeys::Rows(_) => None,
+            Places::Panels(columns) => Some(columns).filter(|_| is_in_place),
+            Places::Rows(_) => None,
         };
         let panels = within.start / LANES..within.end.div_ceil(LANES);
         match (columns, &only) {
@@ -45,8 +46,15 @@ impl<E: Element> ItemKernel<'_, E> {
             (Some(_), None) => {}
         }
         if is_packed {
-            // SAFETY: the rows come from a view of this size; `prepare` made room for a chunk.
-            unsafe { pack_values::<S, E>(&values, v_dim, within, packed_values) };
+            // SAFETY: the values come from a view of this size; `prepare` made room for a chunk.
+            unsafe {
+                match &values {
+                    Places::Rows(rows) => pack_values::<S, _>(rows, v_dim, within, packed_values),
+                    Places::Panels(panels) => {
+                        pack_values::<S, _>(panels, v_dim, within, packed_values);
+                    }
+                }
+            }
         }
         let is_scored = only.is_some();
         let stored = Stored { columns, values: &values, is_packed, is_scored };
@@ -59,7 +67,7 @@ impl<E: Element> ItemKernel<'_, E> {
     #[inline(always)]
     fn pack_keys<S: Simd>(
         &mut self,
-        keys: &ChunkKeys<E>,
+        keys: &Places<E>,
         panels: Range<usize>,
         only: Option<&Range<usize>>,
     ) {
@@ -116,15 +124,15 @@ impl<E: Element> ItemKernel<'_, E> {
                 None => self.score::<S, _>(block, panels, self.packed_keys()),
             }
         }
-        let mut part = Part::new(State::EMPTY);
-        let added = self.scratch.added.as_ptr().cast::<f32>();
         for (lane, keys) in attended.iter().enumerate().filter(|(_, keys)| !keys.is_empty()) {
             let bias = self.bias(block.start + lane, chunk);
-            let scores = &mut self.scratch.weights[lane];
             if bias.softcap.is_some() || bias.slope.is_some() {
-                adjust::<S>(scores, keys, bias);
+                adjust::<S>(&mut self.scratch.weights[lane], keys, bias);
             }
-            (part.state.largest.0[lane], part.state.sum.0[lane]) = weigh::<S>(scores, keys);
+        }
+        let mut part = Part::new(weigh::<S>(&mut self.scratch.weights, attended));
+        let added = self.scratch.added.as_ptr().cast::<f32>();
+        for lane in 0..block.len() {
             part.add(lane, added.wrapping_add(lane * length));
         }
         self.scratch.added[..block.len() * length / LANES].fill(Line::ZERO);
@@ -183,23 +191,38 @@ impl<E: Element> ItemKernel<'_, E> {
         if keys.is_empty() {
             return;
         }
+        // SAFETY: the caller's promise.
+        unsafe {
+            if stored.is_packed {
+                let values = Packed(self.scratch.values.as_ptr().cast());
+                self.add_sums::<S, _>(rows, keys, values);
+            } else {
+                match stored.values {
+                    Places::Rows(values) => self.add_sums::<S, _>(rows, keys, InPlace(values)),
+                    Places::Panels(values) => self.add_sums::<S, _>(rows, keys, InPlace(values)),
+                }
+            }
+        }
+    }
+
+    /// The same, of values in one of their forms.
+    ///
+    /// # Safety
+    /// As there, and `values` are of this chunk.
+    #[inline(always)]
+    unsafe fn add_sums<S: Simd, T: Values>(
+        &mut self,
+        rows: Range<usize>,
+        keys: Range<usize>,
+        values: T,
+    ) {
         let row_length = self.output_length();
         let num_units = row_length / LANES;
         let weights = self.scratch.weights[rows.start].as_ptr();
         let outputs = self.scratch.added[rows.start * num_units..].as_mut_ptr().cast();
+        let sums = Sums { weights, values, keys, num_units, outputs, row_length };
         // SAFETY: the caller's promise; `prepare` made room for a block.
-        unsafe {
-            if stored.is_packed {
-                let values = Packed(self.scratch.values.as_ptr().cast());
-                let sums = Sums { weights, values, keys, num_units, outputs, row_length };
-                sums.add::<S>(rows.len());
-            } else {
-                let values =
-                    InPlace { rows: stored.values, ahead: rows_ahead::<E>(self.step.v_dim()) };
-                let sums = Sums { weights, values, keys, num_units, outputs, row_length };
-                sums.add::<S>(rows.len());
-            }
-        }
+        unsafe { sums.add::<S>(rows.len()) };
     }
 
     #[inline(always)]

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
+use crate::attention::Keys;
 use crate::element::Element;
 use crate::item::Step;
-use crate::keys::{ChunkKeys, chunk_keys, send_for_keys};
-use crate::pack::{ChunkRows, MAX_AHEAD, Slots, chunk_rows, send_for_rows};
+use crate::places::{ChunkRows, Places, Slots};
 use crate::plan::Item;
 use crate::product::CHUNK;
 use crate::simd::Simd;
@@ -41,14 +41,15 @@ impl<'a, E: Element> Step<'a, E> {
         item: &Item,
         chunk: usize,
         next: Option<&Item>,
-    ) -> (ChunkKeys<E>, ChunkRows<E>) {
+    ) -> (Places<E>, Places<E>) {
         let own = self.slots(item, chunk);
         let following = following(item, chunk, next).map(|(item, chunk)| self.slots(item, chunk));
-        let following = following.map(|slots| slots.first(MAX_AHEAD));
-        (
-            chunk_keys(self.kv.keys, &own, following.as_ref()),
-            chunk_rows(self.kv.values, &own, following.as_ref()),
-        )
+        let following = following.as_ref();
+        let keys = match self.kv.keys {
+            Keys::Rows(rows) => Places::Rows(ChunkRows::new(rows, &own, following)),
+            Keys::Columns(columns) => Places::of_columns(columns, &own, following),
+        };
+        (keys, Places::of_rows(self.kv.values, &own, following))
     }
 
     #[inline(always)]
@@ -64,8 +65,8 @@ impl<'a, E: Element> Step<'a, E> {
         if !item.chunks.is_empty() {
             let first = self.read(item, chunk).start - chunk * CHUNK;
             let (keys, values) = self.stored(item, chunk, None);
-            send_for_keys::<S, E>(&keys, self.k_dim(), first);
-            send_for_rows::<S, E>(&values, self.v_dim(), first);
+            keys.send_for::<S>(first);
+            values.send_for::<S>(first);
         }
     }
 }
