@@ -27,9 +27,9 @@ pub(crate) unsafe fn pack<S: Simd, E: Element>(
                     let (place, packed) = (columns.panel(panel), packed.add(panel * dim * LANES));
                     for index in 0..dim {
                         if index.is_multiple_of(2) {
-                            InColumns::send_for::<S>(place, index);
+                            InColumns::<E, true>::send_for::<S>(place, index);
                         }
-                        let vector = InColumns::vector::<S>(place, index);
+                        let vector = InColumns::<E, true>::vector::<S>(place, index);
                         S::store(vector, packed.add(index * LANES));
                     }
                 }
@@ -89,19 +89,19 @@ impl Panels for PackedKeys {
     }
 }
 
-/// Keys where they are stored. Panels ahead are sent for on the way, so no more are used side by side
-/// than are certainly ahead.
-pub(crate) struct InColumns<'a, E>(pub(crate) &'a ChunkPanels<E>);
+/// Keys where they are stored. Panels ahead are sent for on the way, if `SENDS`, so no more are used
+/// side by side than are certainly ahead.
+pub(crate) struct InColumns<'a, E, const SENDS: bool>(pub(crate) &'a ChunkPanels<E>);
 
-impl<E> Clone for InColumns<'_, E> {
+impl<E, const SENDS: bool> Clone for InColumns<'_, E, SENDS> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<E> Copy for InColumns<'_, E> {}
+impl<E, const SENDS: bool> Copy for InColumns<'_, E, SENDS> {}
 
-impl<E: Element> Panels for InColumns<'_, E> {
+impl<E: Element, const SENDS: bool> Panels for InColumns<'_, E, SENDS> {
     const MAX_PANELS: usize = 2;
 
     type Panel = Panel<E>;
@@ -120,6 +120,9 @@ impl<E: Element> Panels for InColumns<'_, E> {
 
     #[inline(always)]
     fn send_for<S: Simd>(panel: Panel<E>, index: usize) {
+        if !SENDS {
+            return;
+        }
         for start in panel.ahead {
             S::prefetch(start.wrapping_add(index * panel.stride).cast());
             if panel.stride >= line::<E>() {

@@ -111,11 +111,11 @@ impl<E: Element> Stored for &ChunkPanels<E> {
     }
 }
 
-/// Values where they are stored.
+/// Values where they are stored. Others ahead are sent for on the way, if `SENDS`.
 #[derive(Clone, Copy)]
-pub(crate) struct InPlace<T>(pub(crate) T);
+pub(crate) struct InPlace<T, const SENDS: bool>(pub(crate) T);
 
-impl<T: Stored> Values for InPlace<T> {
+impl<T: Stored, const SENDS: bool> Values for InPlace<T, SENDS> {
     type Panel = T::Panel;
 
     #[inline(always)]
@@ -132,6 +132,9 @@ impl<T: Stored> Values for InPlace<T> {
 
     #[inline(always)]
     fn send_for<S: Simd>(panel: Self::Panel, lane: usize, unit: usize, count: usize) {
+        if !SENDS {
+            return;
+        }
         for row in T::rows_ahead(panel, lane) {
             for column in (0..count * LANES).step_by(line::<T::Element>()) {
                 S::prefetch(row.wrapping_add(unit * LANES + column).cast());
@@ -157,9 +160,9 @@ pub(crate) unsafe fn pack_values<S: Simd, T: Stored>(
             let place = values.panel(panel);
             let packed = packed.add(panel * LANES * LANES);
             for lane in lanes {
-                InPlace::<T>::send_for::<S>(place, lane, 0, dim / LANES);
+                InPlace::<T, true>::send_for::<S>(place, lane, 0, dim / LANES);
                 for unit in 0..dim / LANES {
-                    let vector = InPlace::<T>::vector::<S>(place, lane, unit);
+                    let vector = InPlace::<T, true>::vector::<S>(place, lane, unit);
                     S::store(vector, packed.add((unit * UNIT + lane) * LANES));
                 }
                 let done = dim / LANES * LANES;

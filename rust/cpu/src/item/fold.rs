@@ -6,7 +6,7 @@ use crate::element::Element;
 use crate::item::{ItemKernel, MAX_READS, MAX_ROWS_IN_PLACE, MIN_ROWS_TO_PACK, PANELS_AT_ONCE};
 use crate::keys::{InColumns, PackedKeys, Panels, pack};
 use crate::places::{ChunkPanels, Places};
-use crate::product::{CHUNK, MAX_ROWS, Scores, Sums, width};
+use crate::product::{CHUNK, MAX_ROWS, Scores, Sums, block_size, width};
 use crate::simd::{LANES, Line, Simd};
 use crate::softmax::{Bias, Part, adjust, weigh};
 use crate::values::{InPlace, Packed, Values, pack_values};
@@ -20,6 +20,8 @@ struct Stored<'a, E> {
     is_packed: bool,
     /// Whether the scores of the only block are there already.
     is_scored: bool,
+    /// Whether others are sent for as these are used: once, by the first block.
+    sends: bool,
 }
 
 impl<E: Element> ItemKernel<'_, E> {
@@ -41,7 +43,7 @@ impl<E: Element> ItemKernel<'_, E> {
         match (columns, &only) {
             (None, _) => self.pack_keys::<S>(&keys, panels, only.as_ref()),
             (Some(columns), Some(block)) => {
-                self.score::<S, _>(block, panels, InColumns(columns));
+                self.score::<S, _>(block, panels, InColumns::<_, true>(columns));
             }
             (Some(_), None) => {}
         }
@@ -57,8 +59,9 @@ impl<E: Element> ItemKernel<'_, E> {
             }
         }
         let is_scored = only.is_some();
-        let stored = Stored { columns, values: &values, is_packed, is_scored };
         for block in self.blocks::<S>() {
+            let sends = block.start == 0;
+            let stored = Stored { columns, values: &values, is_packed, is_scored, sends };
             self.fold_block::<S>(&block, chunk, &stored);
         }
     }
@@ -94,7 +97,7 @@ impl<E: Element> ItemKernel<'_, E> {
     #[inline(always)]
     fn packs_values<S: Simd>(&self, is_in_place: bool) -> bool {
         let (num_rows, num_units) = (self.num_rows(), self.step.v_dim() / LANES);
-        let reads = num_units.div_ceil(width(S::MAX_SUMS, num_rows));
+        let reads = num_units.div_ceil(width(S::MAX_SUMS, block_size::<S>(num_rows)));
         let is_read_often = num_rows >= MIN_ROWS_TO_PACK && (reads > MAX_READS || !is_in_place);
         is_read_often || !self.step.v_dim().is_multiple_of(LANES)
     }
@@ -120,7 +123,12 @@ impl<E: Element> ItemKernel<'_, E> {
         if !stored.is_scored {
             let panels = around.start / LANES..around.end.div_ceil(LANES);
             match stored.columns {
-                Some(columns) => self.score::<S, _>(block, panels, InColumns(columns)),
+                Some(columns) if stored.sends => {
+                    self.score::<S, _>(block, panels, InColumns::<_, true>(columns));
+                }
+                Some(columns) => {
+                    self.score::<S, _>(block, panels, InColumns::<_, false>(columns));
+                }
                 None => self.score::<S, _>(block, panels, self.packed_keys()),
             }
         }
@@ -198,8 +206,15 @@ impl<E: Element> ItemKernel<'_, E> {
                 self.add_sums::<S, _>(rows, keys, values);
             } else {
                 match stored.values {
-                    Places::Rows(values) => self.add_sums::<S, _>(rows, keys, InPlace(values)),
-                    Places::Panels(values) => self.add_sums::<S, _>(rows, keys, InPlace(values)),
+                    Places::Rows(values) => {
+                        self.add_sums::<S, _>(rows, keys, InPlace::<_, true>(values));
+                    }
+                    Places::Panels(values) if stored.sends => {
+                        self.add_sums::<S, _>(rows, keys, InPlace::<_, true>(values));
+                    }
+                    Places::Panels(values) => {
+                        self.add_sums::<S, _>(rows, keys, InPlace::<_, false>(values));
+                    }
                 }
             }
         }
