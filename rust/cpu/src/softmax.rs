@@ -70,32 +70,28 @@ pub(crate) fn adjust<S: Simd>(scores: &mut [f32; CHUNK], keys: &Range<usize>, bi
 #[inline(always)]
 pub(crate) fn weigh<S: Simd>(scores: &mut [[f32; CHUNK]], attended: &[Range<usize>]) -> State {
     let mut state = State::EMPTY;
-    let around = |keys: &Range<usize>| keys.start / LANES * LANES..keys.end.next_multiple_of(LANES);
-    // The largest of all rows first: their long chains of instructions run beside each other.
     for (lane, keys) in attended.iter().enumerate().filter(|(_, keys)| !keys.is_empty()) {
-        let (around, scores) = (around(keys), &mut scores[lane]);
+        let around = keys.start / LANES * LANES..keys.end.next_multiple_of(LANES);
+        let scores = &mut scores[lane];
         scores[around.start..keys.start].fill(f32::NEG_INFINITY);
         scores[keys.end..around.end].fill(f32::NEG_INFINITY);
+        let scores = scores.as_mut_ptr();
         let mut largest = S::splat(f32::NEG_INFINITY);
-        for first in around.step_by(LANES) {
-            // SAFETY: the vectors around the keys are inside the chunk.
-            largest = S::max(unsafe { S::load(scores.as_ptr().add(first)) }, largest);
-        }
-        state.largest.0[lane] = S::largest(largest);
-    }
-    for (lane, keys) in attended.iter().enumerate().filter(|(_, keys)| !keys.is_empty()) {
-        let reference = S::splat(reference(state.largest.0[lane]));
-        let scores = scores[lane].as_mut_ptr();
         let mut sum = S::splat(0.0);
-        for first in around(keys).step_by(LANES) {
-            // SAFETY: as above.
-            unsafe {
+        // SAFETY: the vectors around the keys are inside the chunk.
+        unsafe {
+            for first in around.clone().step_by(LANES) {
+                largest = S::max(S::load(scores.add(first)), largest);
+            }
+            let largest = S::largest(largest);
+            let reference = S::splat(reference(largest));
+            for first in around.step_by(LANES) {
                 let weight = exp_weight::<S>(S::sub(S::load(scores.add(first)), reference));
                 S::store(weight, scores.add(first));
                 sum = S::add(sum, weight);
             }
+            (state.largest.0[lane], state.sum.0[lane]) = (largest, S::sum(sum));
         }
-        state.sum.0[lane] = S::sum(sum);
     }
     state
 }

@@ -51,7 +51,7 @@ impl Values for Packed {
 }
 
 /// Values in storage.
-pub(crate) trait Stored: Copy {
+pub(crate) trait StoredValues: Copy {
     type Element: Element;
 
     /// Where those of a panel are, and those that are sent for as it is used.
@@ -70,7 +70,7 @@ pub(crate) trait Stored: Copy {
     fn rows_ahead(panel: Self::Panel, lane: usize) -> [*const Self::Element; 2];
 }
 
-impl<'a, E: Element> Stored for &'a ChunkRows<E> {
+impl<'a, E: Element> StoredValues for &'a ChunkRows<E> {
     type Element = E;
     type Panel = [&'a RowPointers<E>; 2];
 
@@ -90,7 +90,7 @@ impl<'a, E: Element> Stored for &'a ChunkRows<E> {
     }
 }
 
-impl<E: Element> Stored for &ChunkPanels<E> {
+impl<E: Element> StoredValues for &ChunkPanels<E> {
     type Element = E;
     type Panel = Panel<E>;
 
@@ -115,7 +115,7 @@ impl<E: Element> Stored for &ChunkPanels<E> {
 #[derive(Clone, Copy)]
 pub(crate) struct InPlace<T, const SENDS: bool>(pub(crate) T);
 
-impl<T: Stored, const SENDS: bool> Values for InPlace<T, SENDS> {
+impl<T: StoredValues, const SENDS: bool> Values for InPlace<T, SENDS> {
     type Panel = T::Panel;
 
     #[inline(always)]
@@ -148,7 +148,7 @@ impl<T: Stored, const SENDS: bool> Values for InPlace<T, SENDS> {
 /// # Safety
 /// `values` are of `dim` numbers, `packed` has room for all units.
 #[inline(always)]
-pub(crate) unsafe fn pack_values<S: Simd, T: Stored>(
+pub(crate) unsafe fn pack_values<S: Simd, T: StoredValues>(
     values: T,
     dim: usize,
     keys: Range<usize>,
